@@ -1,13 +1,13 @@
---- Holds the tree to its floors: `luajit tests/layers.lua [ROOT [BUILD]]`, run in the repository's root, prints
---- each breach as FILE:LINE: what is wrong; exit status 1 if there is any. `make lint` runs it. With BUILD, the
---- symbols of the objects in ROOT/BUILD/core are held to the floors too: a declaration needs no #include.
+--- Checks the layering of the source tree: `luajit tests/layers.lua [ROOT [BUILD]]`, run in the repository's root,
+--- prints each violation as FILE:LINE: message; the exit status is 1 if there is any. `make lint` runs it. With
+--- BUILD, the symbols of the objects in ROOT/BUILD/core are checked too, because a declaration needs no #include.
 --
--- ROOMS is the house. A room's floors are listed from the top; a floor is one place (a folder or a file), or
--- several that may not use one another. A file belongs to the longest place that holds it, and one that
--- belongs to none is a breach: a new folder enters itself here. A file may use its own place, lower floors of its
--- room, and what its room `uses` of others. Nobody may use a place that is `closed`. Beyond that no two files
--- may use each other, directly or in a circle; only lua/cr/ calls C; and an #include names its file from
--- the room's root ("base/internal.h").
+-- ROOMS defines the layers. A room's floors are listed from the top; a floor is one place (a folder or a file), or
+-- several that may not use one another. A file belongs to the longest place that contains it. A file that belongs to
+-- none is a violation: add new folders here. A file may use its own place, lower floors of its room, and what its
+-- room `uses` of other rooms. Nobody may use a place that is `closed`. In addition, no two files may use each other,
+-- directly or in a cycle; only lua/cr/ calls C; and an #include names its file relative to the room's root
+-- ("base/internal.h").
 
 package.path = './?.lua;' .. package.path
 local sources = require 'tests.support.layers.sources'
@@ -26,7 +26,7 @@ local ROOMS = {
     { 'models/laboratory' },
     { 'models/latentsync' }, -- the pipeline
     { 'models/upscale' },
-    { 'models/cards' }, -- work on several of them
+    { 'models/cards' }, -- work on several GPUs
     { 'models/quantize' }, -- formats, recipes, rounding
     { 'models/networks' },
   } },
@@ -34,14 +34,14 @@ local ROOMS = {
     { 'lua/types' }, -- annotations for lua-language-server, which no program requires
     { 'lua/cr/tools' }, -- command line, prompt, help, trace, plots
     { 'lua/cr/schedulers', 'lua/cr/guidance', 'lua/cr/cache' },
-    { 'lua/cr/sampling' }, -- what schedulers are made of
-    { 'lua/cr/init.lua' }, -- require 'cr': hands out what lies below
-    { 'lua/cr/serve', 'lua/cr/remote' }, -- servers: what is not about lip-sync; clients of HTTP, S3, queues
-    { 'lua/cr/graphs' }, -- networks of other programs' files
+    { 'lua/cr/sampling' }, -- building blocks of schedulers
+    { 'lua/cr/init.lua' }, -- require 'cr': exports what is below
+    { 'lua/cr/serve', 'lua/cr/remote' }, -- servers, without lip-sync; clients of HTTP, S3, queues
+    { 'lua/cr/graphs' }, -- networks from other programs' files
     { 'lua/cr/nn', 'lua/cr/weights', 'lua/cr/media', 'lua/cr/image.lua', 'lua/cr/graph.lua' },
-    { 'lua/cr/quant.lua' }, -- layers of 8 and 4 bits
+    { 'lua/cr/quant.lua' }, -- quantized layers
     { 'lua/cr/cuda.lua' },
-    { 'lua/cr/kernel' }, -- kernels of one's own
+    { 'lua/cr/kernel' }, -- custom kernels
     { 'lua/cr/tensor' },
     { 'lua/cr/loop' },
     { 'lua/cr/arguments.lua' },
@@ -55,19 +55,19 @@ local ROOMS = {
     { 'core/main.c', 'core/allocations.c' },
     { 'core/ops', 'core/weights', 'core/media', 'core/http', 'core/remote' }, -- the public functions
     { 'core/cpu' }, -- the CPU's table of operations
-    { 'core/base' }, -- storage, tensors, dtypes, errors, the loop; what a device is
+    { 'core/base' }, -- storage, tensors, dtypes, errors, the loop; the interface of a device
     { 'core/crescent.h' },
   } },
-  -- The program runs scripts and hands them modules by name, so it stands above the models.
+  -- The program runs scripts and loads modules by name for them, so it is above the models.
   { name = 'program', uses = { 'models', 'lua' }, closed = { 'lua/cr/tools/program.lua' }, floors = {
     { 'lua/cr/tools/program.lua' },
   } },
-  -- core/ reaches the kernels through the table of base/backend.h alone.
+  -- core/ reaches the kernels only through the table of base/backend.h.
   { name = 'kernels', uses = { 'core/base', 'core/crescent.h' }, floors = {
     { 'kernels/table.cu' },
     { 'kernels/attention', 'kernels/conv', 'kernels/image', 'kernels/linear', 'kernels/move', 'kernels/norm',
       'kernels/reduce' },
-    { 'kernels/elementwise' }, -- maps over tensors, which other families convert by
+    { 'kernels/elementwise' }, -- maps over tensors, whose conversions other families use
     { 'kernels/memory' },
     { 'kernels/device' },
   } },
@@ -79,7 +79,7 @@ local function breach(file, line, format, ...)
   breaches[#breaches + 1] = ('%s:%d: %s'):format(file, line, format:format(...))
 end
 
--- Where a file stands: its room, its place, and how many floors from the top that is.
+-- The room and place of a file, and the number of its floor, counted from the top.
 local function inside(file, place) return file == place or file:sub(1, #place + 1) == place .. '/' end
 local function where(file)
   local best
@@ -101,7 +101,7 @@ local function within_any(file, places)
   end
 end
 
--- Why `from` may not use `to`; nil if it may. Files stand at `a` and `b`.
+-- The reason why `from` may not use `to`; nil if it may. Their positions are `a` and `b`.
 local function forbidden(from, to, a, b)
   local closed = within_any(to, b.room.closed)
   if closed and not inside(from, closed) then return ('nobody may use %s/'):format(closed) end
@@ -111,8 +111,8 @@ local function forbidden(from, to, a, b)
     return ('%s/ may use %s'):format(a.room.name, allowed)
   end
   if a.place == b.place or b.floor > a.floor then return nil end
-  if a.floor == b.floor then return ('%s and %s stand on one floor'):format(a.place, b.place) end
-  return ('%s lies above %s'):format(b.place, a.place)
+  if a.floor == b.floor then return ('%s and %s are on the same floor'):format(a.place, b.place) end
+  return ('%s is above %s'):format(b.place, a.place)
 end
 
 local files, known = {}, {}
@@ -125,7 +125,7 @@ for file in list:lines() do
 end
 list:close()
 
--- The file of a module's name; nil if it is none of ours.
+-- The file of a module; nil if it is not one of ours.
 local function module_file(name)
   local path = name:gsub('%.', '/')
   if name == 'cr' or name:find '^cr%.' then path = 'lua/' .. path end
@@ -137,7 +137,7 @@ end
 local OWN = { cr = true, models = true, scripts = true, tests = true }
 local function is_own(name) return OWN[name:match '^(%w+)%.' or name:match '^cr$'] end
 
--- What runs code that a user wrote, or hands out modules by name; all else says what it uses by a require.
+-- Files that run user code or load modules by name; all others must use a plain require.
 local DETOURS = {
   ['lua/cr/arguments.lua'] = true, ['lua/cr/init.lua'] = true, ['lua/cr/loop/luv.lua'] = true,
   ['lua/cr/sampling/user_file.lua'] = true, ['lua/cr/tools/program.lua'] = true,
@@ -146,7 +146,7 @@ local DETOURS = {
   ['models/quantize/recipe.lua'] = true, ['scripts/doctor.lua'] = true, ['scripts/help.lua'] = true,
 }
 
-local graph = {} -- uses between units: a module of Lua, or a .c or .cu and the .h of its name
+local graph = {} -- uses between units: a Lua module, or a .c or .cu file with its header
 local function unit(file) return (file:gsub('%.[ch]u?h?$', '')) end
 local function use(from, to, line)
   local a, b = where(from), where(to)
@@ -196,7 +196,7 @@ local function check_lua(file, text)
   for _, line in ipairs(sources.raw_calls(tokens)) do breach(file, line, 'raw C calls belong in lua/cr/') end
 end
 
--- The file that an #include means, looked for as the compiler does; second: how it should be written.
+-- The file of an #include, found as the compiler does; second: how the #include should be written.
 local function include_file(file, name)
   local parts = {}
   for part in (file:match '^(.*/)' .. name):gmatch '[^/]+' do
@@ -215,7 +215,7 @@ end
 local function check_c(file, text)
   for _, this in ipairs(sources.includes(text)) do
     if not this.name then
-      breach(file, this.line, 'an #include of a macro cannot be followed')
+      breach(file, this.line, 'an #include of a macro cannot be checked')
     else
       local other, name = include_file(file, this.name)
       if other then
@@ -229,14 +229,14 @@ local function check_c(file, text)
 end
 
 for _, file in ipairs(files) do
-  if not where(file) then breach(file, 1, 'belongs to no floor: enter its folder in tests/layers.lua') end
+  if not where(file) then breach(file, 1, 'belongs to no floor: add its folder to tests/layers.lua') end
   local handle = assert(io.open(root .. '/' .. file))
   local text = handle:read '*a'
   handle:close()
   if file:find '%.lua$' then check_lua(file, text) else check_c(file, text) end
 end
 for _, circle in ipairs(sources.circles(graph)) do
-  -- Told at one use that belongs to it.
+  -- Reported at one use in the cycle.
   local members = {}
   for _, node in ipairs(circle) do members[node] = true end
   for _, node in ipairs(circle) do
@@ -244,11 +244,11 @@ for _, circle in ipairs(sources.circles(graph)) do
     for other, at in pairs(graph[node]) do
       if members[other] and (not told or at.line < told.line) then told = at end
     end
-    breach(told.file, told.line, 'is part of a circle of uses: %s', table.concat(circle, ', '))
+    breach(told.file, told.line, 'is part of a cycle of uses: %s', table.concat(circle, ', '))
   end
 end
 
--- What an object asks for and what it defines, by nm.
+-- The symbols that an object uses and defines, by nm.
 local function check_objects(build)
   local defined, wanted = {}, {}
   for _, file in ipairs(files) do
@@ -259,7 +259,7 @@ local function check_objects(build)
         local symbol, kind = line:match '^(%S+) (%a)'
         if kind == 'U' then
           wanted[#wanted + 1] = { symbol = symbol, file = file }
-        elseif kind and kind:find '%u' and file ~= 'core/allocations.c' then -- which answers in the C library's place
+        elseif kind and kind:find '%u' and file ~= 'core/allocations.c' then -- which replaces functions of the C library
           defined[symbol] = file
         end
       end

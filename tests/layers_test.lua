@@ -76,7 +76,7 @@ end)
 
 -- ---- Lua ----------------------------------------------------------------------------------------
 
-local above = 'lies above'
+local above = 'is above'
 for what, line in pairs {
   ['plainly'] = "local x = require 'cr.tools.cli'",
   ['with brackets'] = 'local x = require("cr.tools.cli")',
@@ -94,7 +94,7 @@ refused('models use scripts', 'models/latentsync/init.lua:1', { ['models/latents
 refused('networks use the pipeline', 'models/networks/vae.lua:1',
   { ['models/networks/vae.lua'] = "require 'models.latentsync'\n" }, above)
 refused('one floor uses itself', 'lua/cr/nn/init.lua:1',
-  { ['lua/cr/nn/init.lua'] = "require 'cr.image'\n", ['lua/cr/image.lua'] = '' }, 'stand on one floor')
+  { ['lua/cr/nn/init.lua'] = "require 'cr.image'\n", ['lua/cr/image.lua'] = '' }, 'are on the same floor')
 refused('a script is required', 'tests/x_test.lua:1', { ['tests/x_test.lua'] = "require 'scripts.run'\n" }, 'nobody may use scripts/')
 refused('training is required', 'models/latentsync/init.lua:1',
   { ['models/latentsync/init.lua'] = "require 'models.mini.train.encode'\n" }, 'nobody may use models/mini/train/')
@@ -122,7 +122,7 @@ for what, line in pairs {
     'hides what a file uses')
 end
 refused('a circle in Lua', 'lua/cr/cache/plain.lua:2', { ['lua/cr/cache/plain.lua'] = "\nreturn require 'cr.cache'\n" },
-  'circle of uses: lua/cr/cache/init.lua, lua/cr/cache/plain.lua')
+  'cycle of uses: lua/cr/cache/init.lua, lua/cr/cache/plain.lua')
 refused('a new folder', 'lua/cr/new/x.lua:1', { ['lua/cr/new/x.lua'] = '' }, 'belongs to no floor')
 
 for what, line in pairs {
@@ -157,18 +157,18 @@ refused('core/ includes kernels/', 'core/ops/move.c:1', { ['core/ops/move.c'] = 
 refused('kernels/ includes more than the base', 'kernels/norm/norm.cu:1',
   { ['kernels/norm/norm.cu'] = '#include "cpu/cpu.h"\n' }, 'kernels/ may use core/base')
 refused('one family of kernels includes another', 'kernels/norm/norm.cu:1',
-  { ['kernels/norm/norm.cu'] = '#include "reduce/reduce.h"\n' }, 'stand on one floor')
+  { ['kernels/norm/norm.cu'] = '#include "reduce/reduce.h"\n' }, 'are on the same floor')
 refused('a name that begins elsewhere', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include "../base/tensor.h"\n' },
   'write #include "base/tensor.h"')
 refused('a bare name', 'core/base/tensor.c:1', { ['core/base/tensor.c'] = '#include "tensor.h"\n' },
   'write #include "base/tensor.h"')
 refused('a header that is not there', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include "base/gone.h"\n' },
   'no file "base/gone.h"')
-refused('a header that a macro names', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include HEADER\n' }, 'cannot be followed')
+refused('a header that a macro names', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include HEADER\n' }, 'cannot be checked')
 refused('a circle in C', 'core/base/tensor.c:2', {
   ['core/base/tensor.c'] = '#include "base/tensor.h"\n#include "base/copy.h"\n', ['core/base/copy.h'] = '',
   ['core/base/copy.c'] = '#include "base/copy.h"\n#include "base/tensor.h"\n',
-}, 'circle of uses: core/base/copy, core/base/tensor')
+}, 'cycle of uses: core/base/copy, core/base/tensor')
 
 local COMPILE = "cd 'ROOT' && for f in core/*/*.c; do mkdir -p build/${f%/*} && " ..
   '${CC:-gcc} -Icore -c $f -o build/${f%.c}.o || exit 1; done'

@@ -1,5 +1,5 @@
---- Matrices and biases of the reference for successive frames of two clips: the numbers of
--- golden_image.safetensors, so that a checkout alone can compare them. matrix is row by row.
+--- Matrices and biases of the reference for successive frames of two clips, taken from golden_image.safetensors, so
+--- that the test needs only the repository. Matrices are stored row by row.
 
 return {
   {

@@ -1,16 +1,16 @@
---- Makes the safetensors files of tests/golden from the reference programs' whole outputs:
+--- Creates the safetensors files of tests/golden from the reference programs' full outputs:
 --
 --     build/crescent tests/golden/cut.lua FOLDER
 --
--- FOLDER holds golden.safetensors and its siblings, as the developers have them in ../shared/golden.
--- Numbers only: nothing of a picture or sound that is not the project's own is kept.
+-- FOLDER holds golden.safetensors and related files, which the developers have in ../shared/golden. Only numbers are
+-- stored: no image or sound that belongs to somebody else.
 
 local cr = require 'cr'
 local audio = require 'models.latentsync.audio'
 local media = require 'cr.media'
 local golden = require 'tests.support.golden'
 
--- Tensors of more numbers than this are thinned, but those that are inputs.
+-- Larger tensors are thinned out, except inputs.
 local WHOLE, STEP = 20000, 7
 local INPUTS = { ['whisper.mel'] = true }
 
@@ -22,7 +22,7 @@ local FILES = {
     from = 'golden_upscale', whole = { '%.odd%.u8$' },
     drop = { '%.face%.', '^face', '^tiles%.binary', 'v3%-x[23]%.%w+%.u8$', 'x4plus%.even', 'ncnn_alpha' },
   },
-  -- Its u8 picture is not that of its own rows.
+  -- Its u8 image does not belong to its own rows.
   upscale_formula = { from = 'golden_upscale_formula', drop = { '%.u8$' } },
   mediapipe = { from = 'golden_real', drop = { '' }, keep = { '^mediapipe' } },
 }
@@ -52,7 +52,7 @@ function M.cut(folder, name)
   end
   whole:close()
   if name == 'pipeline' then
-    -- The sound of that run is a real voice; its spectrogram by our own code stands for it.
+    -- The sound of that run is a real voice, so its spectrogram, computed by our code, is stored instead.
     local voice = media.load_audio(folder .. '/../demo/demo1_audio.wav', { rate = 16000, channels = 1, s16 = true })
     all['pipeline.mel'] = audio.log_mel_spectrogram(voice:narrow(1, 1, 12800)):t():to 'f32':contiguous()
   end

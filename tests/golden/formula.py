@@ -1,4 +1,4 @@
-"""Inputs by the project's formula (tests/support/formula.lua), for what makes golden numbers in Python."""
+"""Inputs from the project's formula (tests/support/formula.lua), for the Python programs that create golden values."""
 
 import numpy
 import torch

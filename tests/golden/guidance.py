@@ -1,4 +1,4 @@
-"""Makes guidance.json: what diffusers' guiders give in float64, for tests/guidance_methods_test.lua.
+"""Creates guidance.json: the results of diffusers' guiders in float64, for tests/guidance_methods_test.lua.
 
 Needs diffusers and torch from PyPI:
 
@@ -63,7 +63,7 @@ def pag_case(scale, pag):
         perturbed = formula(f"input:perturbed.{i + 1}", SHAPE)
         guider = PerturbedAttentionGuidance(guidance_scale=scale - 1, use_original_formulation=True, perturbed_guidance_scale=pag,
                                             perturbed_guidance_layers=[0], perturbed_guidance_start=0.0, perturbed_guidance_stop=1.0)
-        guider._step, guider._num_inference_steps = 1, 3  # within start and stop
+        guider._step, guider._num_inference_steps = 1, 3  # inside of the guidance interval
         out.append(guider.forward(cond, uncond if scale > 1 else None, perturbed).pred)
     return dict(method="pag", scale=scale, pag=pag, out=flat(out))
 

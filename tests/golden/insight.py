@@ -1,4 +1,4 @@
-"""Makes insight.safetensors: what InsightFace's own package finds in drawn pictures, for tests/insight_test.lua.
+"""Creates insight.safetensors: what InsightFace's own package finds in synthetic images, for tests/insight_test.lua.
 
 Needs numpy 1.26, onnx, onnxruntime, opencv-python-headless 4.9.0.80 and scikit-image from PyPI, and the unpacked source of
 insightface 0.7.3:
@@ -24,7 +24,8 @@ import struct
 import sys
 import types
 
-# With AVX-512 numpy sorts equal scores in an order of that instruction set's; elsewhere short lists keep theirs.
+# With AVX-512, numpy sorts equal scores in a different order; without it, short lists keep their
+# order.
 os.environ["NPY_DISABLE_CPU_FEATURES"] = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ out, package, twins = sys.argv[1:4]
 assert cv2.__version__.startswith("4.9."), cv2.__version__
 onnxruntime.set_default_logger_severity(4)
 
-# The package's own modules, without what the rest of it needs.
+# The package's own modules, without the imports of the rest.
 for name in ("insightface", "insightface.model_zoo", "insightface.utils", "insightface.data"):
     module = types.ModuleType(name)
     module.__path__ = [package + name[len("insightface"):].replace(".", "/")]
@@ -112,7 +113,7 @@ class Drawn:
 
 for k in range(12):
     anchors = []
-    for _ in range(random.randint(2, 17)):  # no more: numpy sorts longer lists in an order that it does not promise
+    for _ in range(random.randint(2, 17)):  # not more, because numpy's order of equal elements is unspecified for longer lists
         grid = random.randint(3)
         row = random.randint((512 // (8, 16, 32)[grid]) ** 2 * 2)
         size = 220 / (8, 16, 32)[grid]
@@ -137,7 +138,7 @@ for k in range(4):
 
 TYPES = {"float32": "F32", "float64": "F64", "uint8": "U8", "int32": "I32"}
 header, place, body = {}, 0, []
-# The widest first, so that each begins where its numbers may.
+# The widest types first, so that every tensor is aligned.
 for name in sorted(stored, key=lambda n: (-stored[n].dtype.itemsize, n)):
     data = np.ascontiguousarray(stored[name])
     header[name] = {"dtype": TYPES[str(data.dtype)], "shape": list(data.shape), "data_offsets": [place, place + data.nbytes]}

@@ -1,4 +1,4 @@
-"""Makes onnx.safetensors: small ONNX models and what onnxruntime gives for them, for tests/onnx_test.lua.
+"""Creates onnx.safetensors: small ONNX models and onnxruntime's results for them, for tests/onnx_test.lua.
 
 Needs onnx, onnxruntime and numpy from PyPI:
 
@@ -75,7 +75,7 @@ class Graph:
         for v in values:
             v.ClearField("type")
         inputs = list(self.inputs)
-        if listed:  # constants among the inputs, as older exporters have it
+        if listed:  # older exporters list constants among the inputs
             inputs += [H.make_tensor_value_info(c.name, c.data_type, c.dims) for c in self.constants]
         graph = H.make_graph(self.nodes, self.name, inputs, values, self.constants)
         model = H.make_model(graph, opset_imports=[H.make_opsetid("", self.opset)])

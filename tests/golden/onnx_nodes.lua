@@ -1,10 +1,10 @@
---- Runs the node tests of the `onnx` package on cr.onnx: those whose operators are all handled.
+--- Runs the node tests of the `onnx` package whose operators cr.onnx supports.
 --
 --     pip install onnx==1.20.1 (newer wheels leave them out)
 --     build/crescent tests/golden/onnx_nodes.lua .../onnx/backend/test/data/node [PATTERN]
 --
--- Prints each failure with its reason, then counts; exit status 1 if one failed that no pattern of EXCUSED names. Tolerances are the
--- package's own: |x - y| <= 1e-7 + 1e-3 |y|.
+-- Prints each failure with its reason, then the totals; the exit status is 1 if a test failed that no pattern of
+-- EXCUSED matches. The tolerances are the package's own: |x - y| <= 1e-7 + 1e-3 |y|.
 
 local cr = require 'cr'
 local luv = require 'luv'
@@ -12,7 +12,7 @@ local onnx = require 'cr.graphs.onnx'
 local format = require 'tests.support.onnx'
 local weights = require 'cr.weights'
 
--- Tests that are known not to pass, by patterns of their names, and why.
+-- Tests that are known to fail, as patterns of their names, with the reasons.
 local EXCUSED = {
   { 'FLOAT[48]', 'floats of 8 and 4 bits' }, { '_e8m0_', 'floats of 8 bits' }, { 'float8', 'floats of 8 bits' },
   { 'U?INT[24]', 'integers of 4 and 2 bits' }, { '_u?int[24]_', 'integers of 4 and 2 bits' }, { '_string', 'texts' },
@@ -43,7 +43,7 @@ local function read(path)
   return bytes
 end
 
---- The tensor of a .pb file: an initializer of a model around it.
+--- The tensor of a .pb file, read as an initializer of a model.
 local function tensor_of(path)
   local bytes = read(path)
   if not bytes then return nil end
@@ -71,7 +71,7 @@ local function close_enough(a, b)
   end
 end
 
---- nil if a test passes, else what is wrong.
+--- nil if a test passes, else the reason.
 local function try(path)
   local net = onnx.open(path .. '/model.onnx')
   local ok, problem = pcall(cr.scope, function()
@@ -79,7 +79,7 @@ local function try(path)
     local inputs = {}
     for i, v in ipairs(net.inputs) do inputs[v.name] = tensor_of(set .. 'input_' .. (i - 1) .. '.pb') end
     local results = { net:run(inputs) }
-    local again = { net:run(inputs) } -- the second run is the plan's
+    local again = { net:run(inputs) } -- the second run uses the recorded plan
     for i, v in ipairs(net.outputs) do
       local want = tensor_of(set .. 'output_' .. (i - 1) .. '.pb')
       local wrong = close_enough(results[i], want) or close_enough(again[i], want)

@@ -1,8 +1,8 @@
---- Draws of PyTorch for seed 1247, to nine digits: {from, numbers...}, `from` counting from 1.
+--- PyTorch's random numbers for seed 1247, to nine digits: {from, numbers...}, where `from` counts from 1.
 --
--- cpu, cuda: successive torch.randn draws on a CPU, and on an H100 (132 multiprocessors); the full
--- draws are [1 4 1 32 32] [7] [3 5] and [1 4 1 32 32] [16 4 32 32] [16 4 32 32] [1 4 1 64 64].
--- f64, rand: other dtypes and uniform numbers on a CPU, each of a generator of its own.
+-- cpu, cuda: successive torch.randn calls on a CPU, and on an H100 (132 multiprocessors); the full shapes are [1 4 1
+-- 32 32] [7] [3 5] and [1 4 1 32 32] [16 4 32 32] [16 4 32 32] [1 4 1 64 64]. f64, rand: other dtypes and uniform
+-- numbers on a CPU, each from a new generator.
 
 return {
   cpu = {

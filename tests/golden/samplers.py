@@ -1,4 +1,4 @@
-"""Makes samplers.json: what k-diffusion's samplers and ComfyUI's ER-SDE give in float64, for tests/samplers_test.lua.
+"""Creates samplers.json: the results of k-diffusion's samplers and ComfyUI's ER-SDE in float64, for tests/samplers_test.lua.
 
     python tests/golden/samplers.py K_DIFFUSION COMFY > tests/golden/samplers.json
 
@@ -123,7 +123,7 @@ json.dump(
             case("gradient_estimation", comfy.sample_gradient_estimation),
             case("gradient_estimation:gamma=1.5", comfy.sample_gradient_estimation, ge_gamma=1.5),
             case("res_multistep", comfy.sample_res_multistep),
-            # Its number of levels is one more than ours of steps, and the list's last one is cut off.
+            # Its number of levels is our number of steps plus one, and the last level is cut off.
             case("restart:restart_min=0.25,restart_max=2.2,restart_steps=4,restarts=2,s_noise=0.9", comfy.restart_sampler,
                  restart_list={0.25: [5, 2, 2.2]}, s_noise=0.9),
         ],

@@ -1,4 +1,4 @@
-"""Makes schedulers.json: what diffusers' schedulers give, for tests/schedulers_test.lua.
+"""Creates schedulers.json: the results of diffusers' schedulers, for tests/schedulers_test.lua.
 
 Needs diffusers, torch and scipy from PyPI:
 
@@ -62,7 +62,8 @@ def run(class_name, steps, step_options, config, whole):
     global drawn
     drawn = 0
     scheduler = scheduler_class(class_name)(**config)
-    # One of each class is the whole file as diffusers writes it, -Infinity and all.
+    # For one case of each class the input is the complete file as diffusers writes it, including
+    # -Infinity.
     given = json.dumps(dict(_class_name=class_name, **config))
     if whole:
         given = scheduler.to_json_string()
@@ -193,7 +194,7 @@ for way in ("karras", "exponential", "beta"):
 
 P = "PNDMScheduler"
 case(P, (1, 2, 6, 16), skip_prk_steps=True, steps_offset=1)
-case(P, (4, 6, 16))  # Runge-Kutta first
+case(P, (4, 6, 16))  # starts with Runge-Kutta
 case(P, 6, prediction_type="v_prediction", set_alpha_to_one=True)
 case(P, 6, skip_prk_steps=True, timestep_spacing="linspace", prediction_type="v_prediction")
 case(P, 6, skip_prk_steps=True, timestep_spacing="trailing")

@@ -1,6 +1,6 @@
---- Numbers of the reference for SyncNet, its MFCCs and S3FD, so that a checkout alone can compare them:
--- of golden_image.safetensors (formula weights and inputs, see tests/support/formula.lua), thinned; `mfcc` from
--- python_speech_features 0.6 for floor(9000 v) of `input:sound` [4321], the first 1000 samples silent.
+--- Reference values for SyncNet, its MFCCs and S3FD, so that the tests need only the repository: thinned out from
+--- golden_image.safetensors (weights and inputs by formula, see tests/support/formula.lua); `mfcc` is from
+--- python_speech_features 0.6 for floor(9000 v) of `input:sound` [4321], with the first 1000 samples silent.
 
 return {
   -- every 64th number of each row of [2 1024]
@@ -41,7 +41,7 @@ return {
     [26] = { 22.8820407, -36.1839537, -8.9760638, -11.0311671, -2.72531185, -4.12070432, -1.94145744, -4.72727484,
       2.26903582, -2.20098092, 3.0827855, -2.32181351, -0.943736641 },
   },
-  -- raw maps in PyTorch's order, at most 16 numbers of each, every ceil(n / 16)-th
+  -- Raw maps in PyTorch's order, at most 16 numbers of each: every ceil(n / 16)-th.
   boxes = {
     { 0.00902538095, 0.00561238918, 0.0120162973, 0.00115945644, -0.0614577495, -0.031358894, -0.0529724546, -0.0470440164,
       -0.0366465747, -0.0595106483, -0.0665484741, -0.0497549735, -0.06855198, -0.0518273413, -0.0326626338, -0.0505122356 },
@@ -68,7 +68,7 @@ return {
       0.103596441, -0.0244093463, 0.038620729, 0.130880311 },
     { -0.0878808051, 0.0220939256, -0.00485871127, -0.0144809075 },
   },
-  -- score, x1, y1, x2, y2 as shares of the picture
+  -- Score, x1, y1, x2, y2, relative to the image's size.
   detections = {
     { 0.634080768, -0.0919311345, -0.434589088, 0.702848911, 0.635615766 },
     { 0.565104067, 0.482574344, -0.454147339, 1.28775966, 0.652663946 },

@@ -1,5 +1,5 @@
---- A world in which pictures are as bright as the sound is loud, for the tests of the metric: videos, sounds, a
---- SyncNet made by hand that knows it, and a finder that stands in for the detector.
+--- A synthetic world in which the brightness of images follows the loudness of the sound, for the tests of the
+--- metric: videos, sounds, a hand-made SyncNet for it, and a finder that replaces the detector.
 
 local cjson = require 'cjson'
 local cr = require 'cr'
@@ -14,15 +14,15 @@ local M = { side = 128, fps = 25 }
 
 local PER_FRAME = 640
 
---- Logarithm of loudness at a time in frames: no two stretches within 30 frames of each other are alike.
+--- The log loudness at a time in frames: no two stretches within 30 frames of each other are similar.
 local function loudness(frame)
   return 1.1 + 0.55 * math.sin(2 * math.pi * frame / 37) + 0.55 * math.sin(2 * math.pi * frame / 23 + 1)
 end
 
---- One period of 160 samples of noise, so that every frame of the MFCCs sees the same sound, more or less loud.
+--- One period of 160 noise samples, so that all MFCC frames have the same spectrum at different levels.
 local period = cr.scope(function() return formula.tensor('input:period', { 160 }, { kind = 'raw' }):tolist() end)
 
---- Samples of a sound of `frames` frames that says at frame i what the picture says at frame i + early.
+--- A sound of `frames` frames whose loudness at frame i matches the image at frame i + early.
 local function samples(frames, early)
   local list = {}
   for i = 0, frames * PER_FRAME - 1 do
@@ -41,7 +41,7 @@ function M.write_sound(name, frames, early)
   return scratch.write(name, scratch.wav(table.concat(bytes)))
 end
 
---- Logarithm of the energy of a frame at loudness 0.
+--- The log energy of a frame at loudness 0.
 local base = cr.scope(function()
   local list = {}
   for i = 1, 800 do list[i] = math.floor(1000 * period[(i - 1) % 160 + 1] + 0.5) end
@@ -52,7 +52,8 @@ end)
 
 function M.brightness(frame) return math.floor(40 + 80 * loudness(frame) + 0.5) end
 
---- A video as bright as the sound is loud; beside it, with a lag, the same that many frames late.
+--- Writes a video whose brightness follows the loudness; with `lag`, the second half of the image follows it that
+--- many frames late.
 function M.write_video(name, frames, lag)
   local width = lag and 2 * M.side or M.side
   local sink = media.writer(scratch.path(name), { width = width, height = M.side, fps = M.fps, lossless = true })
@@ -67,7 +68,7 @@ function M.write_video(name, frames, lag)
   return scratch.path(name)
 end
 
---- Writes the network: embeddings {logarithm of the energy, 0} of sound and, from brightness, of pictures.
+--- Writes the network: embeddings {log energy, 0} from sound and, by brightness, from images.
 function M.write_network(name, settings, picture)
   local one = { 1, 1, 1, 1, 1, 1 }
   local sizes = { sound = one, mouth = one, picture = picture, sound_hidden = 1, mouth_hidden = 1, embedding = 2 }
@@ -86,14 +87,14 @@ function M.write_network(name, settings, picture)
       middle:fill_(1)
     end
   end
-  -- Of the sound's 20 rows the middle ones, of their coefficients the first; of the five frames the middle three.
+  -- It uses the middle ones of the sound's 20 rows, their first coefficient, and the middle three of the five frames.
   all['netcnnaud.18.weight']:narrow(3, 1, 1):narrow(4, 2, 2):fill_(0.5)
   all['netcnnlip.0.weight']:narrow(3, 2, 3):narrow(4, 4, 1):narrow(5, 4, 1):fill_(1 / 9)
   all['netcnnlip.18.weight']:fill_(1 / (picture[1] * picture[2]))
   for _, part in ipairs { 'netfcaud', 'netfclip' } do all[part .. '.0.weight']:fill_(1) end
   all['netfcaud.3.weight']:narrow(1, 1, 1):fill_(1)
   all['netfclip.3.weight']:narrow(1, 1, 1):fill_(1 / 40)
-  -- Around 0, so that the zeros beyond the ends of the sound are nothing special.
+  -- Centred at 0, so that the zeros beyond the ends of the sound are not special.
   all['netfcaud.3.bias']:narrow(1, 1, 1):fill_(-base - 2.2)
   all['netfclip.3.bias']:narrow(1, 1, 1):fill_(-3.2)
   cr.save(scratch.path(name .. '.safetensors'), all)
@@ -101,7 +102,7 @@ function M.write_network(name, settings, picture)
   return scratch.path(name .. '.safetensors')
 end
 
---- A finder that gives the faces of frame i (from 0) by `faces(i)`.
+--- A finder that returns faces(i) for frame i (from 0).
 function M.finder(faces)
   local at = -1
   return {
@@ -122,7 +123,7 @@ end
 
 function M.whole() return { M.face_at(64, 60, 90) } end
 
---- Judges a video of this world: options.video and .audio (paths), .syncnet, .faces (of frame i, from 0),
+--- Evaluates a video of this world: options.video and .audio (paths), .syncnet, .faces (of frame i, from 0),
 --- .longer_than, .device.
 function M.run(options)
   local result

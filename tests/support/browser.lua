@@ -1,5 +1,5 @@
---- Chromium without a window, driven as a person would: real clicks, keys and files, by the DevTools protocol over two
---- pipes (no port, no WebSocket). Its microphone is Chromium's own, which beeps.
+--- Headless Chromium, driven like a person would, with real clicks, keys and files, by the DevTools protocol over two
+--- pipes (no port, no WebSocket). Its microphone is Chromium's fake one, which beeps.
 --
 --     local browser = require 'tests.support.browser'
 --     local page = browser.open(url, { width = 1280, height = 900 })
@@ -27,13 +27,13 @@ local M = {}
 local Page = {}
 Page.__index = Page
 
-local running -- the browser: {to, from (descriptors), pid}
+local running -- the browser process: {to, from (descriptors), pid}
 local last, answers, listeners = 0, {}, {}
 
--- The folder goes with the Lua state, and the browser, whose pipes end then, too.
+-- When the Lua state ends, the folder is removed and the pipes close, which ends the browser.
 M.guard = scratch.guard
 
---- Path of Chromium, nil where there is none.
+--- The path of Chromium; nil if it is missing.
 function M.program()
   for _, name in ipairs { 'chromium', 'chromium-browser', 'google-chrome' } do
     local path = scratch.command('command -v ' .. name):match '^/[^\n]*'
@@ -41,7 +41,7 @@ function M.program()
   end
 end
 
--- Pipes with names, not luv's: a test may leave no handle open, and a browser is for several.
+-- Named pipes, not luv's: a test must not leave a handle open, and a browser is shared by several tests.
 local function start()
   local to, from, log = scratch.path 'chromium.to', scratch.path 'chromium.from', scratch.path 'chromium.log'
   local words = { M.program(), '--headless=new', '--remote-debugging-pipe', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
@@ -63,7 +63,7 @@ end
 
 local buffer = ffi.new('char[?]', 65536)
 
--- Takes in what the browser says within a tenth of a second.
+-- Reads what the browser sends within a tenth of a second.
 local function listen()
   local wanted = ffi.new('cr_test_poll[1]', { { running.from, READABLE, 0 } })
   if ffi.C.poll(wanted, 1, 100) == 0 then return end
@@ -80,7 +80,7 @@ end
 
 local clock = require 'cr.clock'
 
--- Waits until `ready` gives something.
+-- Waits until `ready` returns a value.
 local function until_ready(what, ready, idle, wrong)
   local limit = clock() + patience
   while true do
@@ -141,10 +141,10 @@ function M.close()
   running = nil
 end
 
---- One command of the protocol; its result.
+--- Sends a command of the protocol and returns its result.
 function Page:send(method, params) return send(self.session, method, params) end
 
---- Width, height, light or dark, a phone's touch, reduced motion: as in open.
+--- Sets width, height, colour scheme, touch and reduced motion, as in open.
 function Page:look(look)
   self:send('Emulation.setDeviceMetricsOverride', { width = look.width or 1280, height = look.height or 900,
     deviceScaleFactor = 1, mobile = look.phone or false })
@@ -155,13 +155,13 @@ function Page:look(look)
   } })
 end
 
---- Goes to an address and waits until it is loaded.
+--- Opens an address and waits until it is loaded.
 function Page:visit(url)
   self:send('Page.navigate', { url = url })
   self:wait "document.readyState === 'complete' && location.href !== 'about:blank'"
 end
 
---- The value of an expression of JavaScript; a promise is waited for.
+--- The value of a JavaScript expression; promises are awaited.
 function Page:eval(expression)
   local answer = self:send('Runtime.evaluate', { expression = expression, awaitPromise = true, returnByValue = true, userGesture = true })
   local details = answer.exceptionDetails
@@ -171,7 +171,7 @@ function Page:eval(expression)
   return value
 end
 
---- Waits until an expression holds; its value.
+--- Waits until an expression is true; returns its value.
 function Page:wait(expression)
   return until_ready(expression, function()
     local ok, value = pcall(self.eval, self, expression)
@@ -182,18 +182,18 @@ end
 
 local function quoted(text) return cjson.encode(text) end
 
---- Whether what a selector names can be seen.
+--- Whether the node of a selector is visible.
 function Page:sees(selector)
   return self:eval(('(() => { const n = document.querySelector(%s); return !!n && n.checkVisibility({ visibilityProperty: true }); })()')
     :format(quoted(selector)))
 end
 
---- The text of what a selector names, as it is shown; spaces where no line may end are spaces.
+--- The visible text of a selector's node, with non-breaking spaces as plain ones.
 function Page:text(selector)
   return self:eval(('document.querySelector(%s)?.innerText.trim().replaceAll("\\u00a0", " ") ?? ""'):format(quoted(selector)))
 end
 
--- Middle of a node on the screen, scrolled to, once it is there and stands still.
+-- The centre of a node on the screen, after scrolling, once it is there and does not move.
 local function middle(self, selector)
   local find = ([[(async () => {
     const n = document.querySelector(%s);
@@ -214,7 +214,7 @@ local function mouse(self, kind, x, y, buttons)
     buttons = buttons or 1, clickCount = 1 })
 end
 
---- Clicks on what a selector names.
+--- Clicks the node of a selector.
 function Page:click(selector)
   local at = middle(self, selector)
   mouse(self, 'mouseMoved', at[1], at[2], 0)
@@ -222,7 +222,7 @@ function Page:click(selector)
   mouse(self, 'mouseReleased', at[1], at[2])
 end
 
---- Drags what a selector names by so many pixels.
+--- Drags the node of a selector by a distance in pixels.
 function Page:drag(selector, dx, dy)
   local at = middle(self, selector)
   mouse(self, 'mousePressed', at[1], at[2])
@@ -230,7 +230,7 @@ function Page:drag(selector, dx, dy)
   mouse(self, 'mouseReleased', at[1] + dx, at[2] + dy)
 end
 
---- Drops a file onto what a selector names.
+--- Drops a file on the node of a selector.
 function Page:drop(selector, path)
   local at = middle(self, selector)
   for _, kind in ipairs { 'dragEnter', 'dragOver', 'drop' } do
@@ -242,7 +242,7 @@ end
 local KEYS = { Tab = 9, Enter = 13, Escape = 27, [' '] = 32, End = 35, Home = 36, ArrowLeft = 37, ArrowUp = 38, ArrowRight = 39,
   ArrowDown = 40 }
 
---- Presses a key, by its name in JavaScript. shift: with it.
+--- Presses a key by its JavaScript name, optionally with shift.
 function Page:press(key, shift)
   local text = key == 'Enter' and '\r' or #key == 1 and key or nil
   local event = { type = text and 'keyDown' or 'rawKeyDown', key = key, code = KEYS[key] and (key == ' ' and 'Space' or key) or nil,
@@ -252,7 +252,7 @@ function Page:press(key, shift)
   self:send('Input.dispatchKeyEvent', event)
 end
 
---- Types into what has the focus.
+--- Types into the focused element.
 function Page:type(text) self:send('Input.insertText', { text = text }) end
 
 --- Chooses files in an input.
@@ -265,9 +265,9 @@ function Page:choose(selector, ...)
   self:send('DOM.setFileInputFiles', { nodeId = node, files = { ... } })
 end
 
---- Writes a PNG of what is to be seen.
+--- Writes a screenshot as PNG.
 --- @param path string
---- @param whole boolean? of the page to its end
+--- @param whole boolean? of the whole page
 function Page:picture(path, whole)
   local shot = self:send('Page.captureScreenshot', { format = 'png', captureBeyondViewport = whole or false })
   local out = assert(io.popen(("base64 -d >'%s'"):format(path), 'w'))

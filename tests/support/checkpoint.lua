@@ -1,5 +1,5 @@
---- A checkpoint folder of a tiny LatentSync with the formula's weights: every part of the real one
---- in a few megabytes, untrained. Tests and the demonstration run on it.
+--- A checkpoint folder of a tiny LatentSync with weights by formula: every part of the real one in a few megabytes,
+--- untrained, for tests and the demonstration.
 
 local cr = require 'cr'
 local lfs = require 'lfs'
@@ -12,7 +12,7 @@ local vae = require 'models.networks.vae'
 local checkpoint = {}
 
 --- The UNet's configuration, as LatentSync's `model` block.
---- @param audio_width integer the Whisper's width: 384 for tiny
+--- @param audio_width integer width of the Whisper: 384 for tiny
 function checkpoint.unet_config(audio_width)
   return {
     act_fn = 'silu', add_audio_layer = true, attention_head_dim = 4,
@@ -53,15 +53,15 @@ end
 local function without_tables(expected)
   local list = {}
   for _, e in ipairs(expected) do
-    -- The position encoding is a table of sines that the network makes itself.
+    -- The network computes the position encoding itself.
     if not e.name:find '%.pe$' then list[#list + 1] = e end
   end
   return list
 end
 
---- Writes a small network for upscaling: SRVGGNetCompact by 2, of the formula's weights.
+--- Writes a small upscaling network: SRVGGNetCompact with scale 2 and weights by formula.
 --- @param path string .safetensors
---- @param strength number? of its last convolution (0.1)
+--- @param strength number? scale of the weights of its last convolution (0.1)
 --- @return string path
 function checkpoint.upscaler(path, strength)
   cr.scope(function()
@@ -73,7 +73,7 @@ function checkpoint.upscaler(path, strength)
 end
 
 --- Writes the folder.
---- @param dir string made if it does not exist
+--- @param dir string is created if necessary
 --- @param options table? {audio_width = 384, whisper = a Whisper file to copy into it}
 function checkpoint.write(dir, options)
   options = options or {}

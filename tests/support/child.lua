@@ -1,4 +1,4 @@
---- Runs the built program as a child process: its exit status, its output, and what it took.
+--- Runs the program under test as a child process: exit status, output, and resources.
 
 local cr = require 'cr'
 local ffi = require 'ffi'
@@ -15,14 +15,14 @@ int getrusage(int who, cr_test_usage *out);
 ]]
 local CHILDREN = -1
 
--- Seconds of the processor that all children so far took, which have ended.
+-- CPU seconds of all child processes that have ended.
 local function spent()
   local u = ffi.new 'cr_test_usage'
   ffi.C.getrusage(CHILDREN, u)
   return tonumber(u.seconds + u.system_seconds) + 1e-6 * tonumber(u.microseconds + u.system_microseconds)
 end
 
--- The same of one that runs.
+-- The same for a running process.
 local function spent_by(pid)
   local file = io.open('/proc/' .. pid .. '/stat')
   if not file then return 0 end
@@ -46,10 +46,10 @@ local function collect(pipe, into)
 end
 
 --- @param args string[]
---- @param options table? {stdin = text, env = {NAME = value}, signal = 'sigint', after = text on stdout at which it is
---- sent, delay = seconds before it, when = function that says whether it is to be sent, program =}
---- @return table {code=, signal=, out=, err=, lines= of err, seconds= from the start, processor= seconds of the processor
---- from the signal or the start, where no other child ran meanwhile}
+--- @param options table? {stdin = text, env = {NAME = value}, signal = 'sigint', after = send the signal once this text is on
+--- stdout, delay = seconds before that, when = function that says whether to send it, program =}
+--- @return table {code=, signal=, out=, err=, lines= of err, seconds= from the start, processor= CPU seconds from the signal or
+--- the start, valid if no other child ran meanwhile}
 function M.run(args, options)
   options = options or {}
   local stdin, out, err = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
@@ -66,7 +66,7 @@ function M.run(args, options)
   local process, pid = uv.spawn(options.program or M.program, {
     args = args, stdio = { stdin, out, err }, env = env, cwd = options.cwd,
   }, function(code, signal)
-    -- libuv calls the code of a killed child 0, which would pass for success.
+    -- libuv reports code 0 for a killed child, which would look like success.
     result.code, result.signal = signal ~= 0 and 128 + signal or code, signal
   end)
   if not process then error('cannot run ' .. M.program .. ': ' .. tostring(pid)) end
@@ -103,7 +103,7 @@ function M.run(args, options)
   return result
 end
 
---- Writes a file of this test and returns its path; `M.folder` goes when the test calls M.clean.
+--- Writes a temporary file and returns its path; M.clean removes the folder `M.folder`.
 M.folder = os.tmpname()
 os.remove(M.folder)
 assert(lfs.mkdir(M.folder))

@@ -1,5 +1,5 @@
---- What lip-sync is tried on, in the folder of tests/support/child.lua: clips of the formula's pictures, the points of
---- the face in them, a hum for a voice, and a tiny checkpoint.
+--- Inputs for lip-sync, in the folder of tests/support/child.lua: clips of images by formula, the face points in
+--- them, a hum as the voice, and a tiny checkpoint.
 
 local cr = require 'cr'
 local child = require 'tests.support.child'
@@ -12,7 +12,7 @@ local M = {}
 
 function M.path(name) return child.folder .. '/' .. name end
 
---- Writes a WAV file of a hum, 16 kHz mono; its path.
+--- Writes a WAV file with a hum, 16 kHz mono; returns its path.
 function M.voice(name, seconds)
   local samples = {}
   for i = 0, seconds * 16000 - 1 do
@@ -22,7 +22,7 @@ function M.voice(name, seconds)
   return child.file(name, scratch.wav(table.concat(samples)))
 end
 
---- Writes a video of the pictures 'frame0', 'frame1', ..., 25 a second; its path.
+--- Writes a video of the images 'frame0', 'frame1', ..., at 25 per second; returns its path.
 --- @param lossless boolean? true
 function M.video(name, frames, height, width, lossless)
   local sink = media.writer(M.path(name), { lossless = lossless ~= false, fps = 25 })
@@ -31,9 +31,9 @@ function M.video(name, frames, height, width, lossless)
   return M.path(name)
 end
 
---- Points of faces that move to the right by a pixel a frame.
---- @param first number[][] those of the frame before the first
---- @param missing function? whether frame i, from 1, has no face: false
+--- Points of faces that move right by one pixel per frame.
+--- @param first number[][] the points of the frame before the first
+--- @param missing function? whether frame i (from 1) has no face; default: never
 function M.moving(frames, first, missing)
   local list = {}
   for i = 1, frames do
@@ -44,20 +44,20 @@ function M.moving(frames, first, missing)
   return list
 end
 
---- Writes points as `--points` takes them; their path.
+--- Writes points in the format of `--points`; returns their path.
 function M.points(name, list)
   local all = {}
   for i, p in ipairs(list) do all[i] = p or cjson.null end
   return child.file(name, cjson.encode(all))
 end
 
---- Writes the checkpoint; its path.
+--- Writes the checkpoint; returns its path.
 function M.checkpoint(name)
   require 'tests.support.checkpoint'.write(M.path(name))
   return M.path(name)
 end
 
---- The frames of a video in the folder, 25 a second.
+--- The frames of a video in the folder, at 25 per second.
 function M.frames(name)
   local reader = media.reader(M.path(name), { fps = 25 })
   local list = reader:read(1000)
@@ -65,7 +65,7 @@ function M.frames(name)
   return list
 end
 
---- Ends a test file, with one test skipped, where what all of it needs is not fetched.
+--- Ends a test file with one skipped test if the weights that all its tests need are not fetched.
 function M.needs_whisper(t, what)
   if t.has_fetched 'whisper/tiny.en.safetensors' then return end
   t.test(what, function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)

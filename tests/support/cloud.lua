@@ -1,6 +1,6 @@
---- Servers that tests start beside themselves, on loopback: each ends with the test, however that ends.
+--- Servers on loopback that tests start: each ends with the test, however the test ends.
 --
--- They are started by the shell, not by the loop, so that no handle of it is open between tests.
+-- They are started by a shell, not by the event loop, so that no handle is open between tests.
 
 local cjson = require 'cjson'
 local cr = require 'cr'
@@ -17,12 +17,12 @@ local started = 0
 
 --- @class Service
 --- @field pid integer
---- @field log string the file with what it prints
+--- @field log string file with its output
 local Service = {}
 Service.__index = Service
 
 --- Starts a program in the background.
---- @param command string of a shell
+--- @param command string shell command
 --- @return Service
 function M.start(command)
   started = started + 1
@@ -34,17 +34,17 @@ function M.start(command)
   return setmetatable({ log = log, pid = tonumber(scratch.read(note)) }, Service)
 end
 
---- Whether it runs.
+--- Whether the process runs.
 function Service:alive() return uv.kill(self.pid, 0) == 0 end
 
---- Ends it, and waits until it has ended.
+--- Ends the process and waits until it has ended.
 --- @param signal string? 'sigterm'
 function Service:stop(signal)
   uv.kill(self.pid, signal or 'sigterm')
   while self:alive() do cr.sleep(0.02) end
 end
 
---- Waits for a line of what it prints that matches; what the pattern captures.
+--- Waits for an output line that matches; returns the pattern's captures.
 function Service:line(pattern)
   local limit = now() + patience
   while true do
@@ -59,7 +59,7 @@ end
 
 local python = os.getenv 'CR_PYTHON' or 'python3'
 
---- Why there is no cloud on this machine; nil: there is.
+--- The reason why the cloud cannot be started on this machine; nil if it can.
 --- @return string?
 function M.lacks_cloud()
   if os.execute(python .. ' -c "import moto.server, boto3" >/dev/null 2>&1') == 0 then return nil end
@@ -80,7 +80,7 @@ function M.cloud(options)
   return setmetatable(self, Cloud)
 end
 
---- The variables by which Crescent finds the cloud, with keys that it knows.
+--- The environment variables by which Crescent finds the cloud, with valid keys.
 --- @return table<string, string>
 function Cloud:environment()
   return {
@@ -99,13 +99,13 @@ local function ask(self, path)
   return cjson.decode((answer or error(problem, 0)).body)
 end
 
---- Sets what it does: {fail = 0.05, away = 1, expires = seconds}.
+--- Configures the cloud: {fail = 0.05, away = 1, expires = seconds}.
 function Cloud:set(values) ask(self, '/-/set' .. require 'cr.remote.url'.query(values)) end
 
---- What it has seen: {requests, failed, bad, credentials}.
+--- The cloud's counters: {requests, failed, bad, credentials}.
 function Cloud:seen() return ask(self, '/-/seen') end
 
---- Makes a bucket; in a task, once the cloud's variables are set.
+--- Creates a bucket; must be called in a task, after the cloud's variables are set.
 --- @param name string
 function M.make_bucket(name)
   local answer, problem = require 'cr.remote.aws'.new { service = 's3' }:request(name, {
@@ -116,7 +116,7 @@ function M.make_bucket(name)
   if not answer then error(problem, 0) end
 end
 
---- Asks SQS; in a task.
+--- Sends an SQS request; must be called in a task.
 --- @param action string 'SendMessage'
 --- @param values table
 --- @return table
@@ -131,13 +131,13 @@ end
 
 -- ---- Redis ---------------------------------------------------------------------------------------
 
---- Why there is no Redis on this machine; nil: there is.
+--- The reason why Redis cannot be started on this machine; nil if it can.
 function M.lacks_redis()
   if os.execute 'command -v redis-server >/dev/null 2>&1' == 0 then return nil end
   return 'redis-server is absent: apt-get install redis-server'
 end
 
---- A port that nobody listens on.
+--- A port on which nobody listens.
 --- @return integer
 function M.free_port()
   local socket = uv.new_tcp()
@@ -148,7 +148,7 @@ function M.free_port()
   return port
 end
 
---- Starts Redis with all that it writes in a folder, which a later one may take up.
+--- Starts Redis with its data in a folder, which a later one can reuse.
 --- @param port integer
 --- @param folder string
 --- @param options string? of redis-server

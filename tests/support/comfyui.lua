@@ -1,5 +1,5 @@
---- A ComfyUI for a test: CR_COMFYUI names its folder, CR_COMFYUI_PYTHON the Python that has what it needs (else that of
---- venv/ or .venv/ in the folder).
+--- A ComfyUI for a test: CR_COMFYUI names its folder, CR_COMFYUI_PYTHON the Python with its dependencies (default:
+--- that of venv/ or .venv/ in the folder).
 
 local child = require 'tests.support.child'
 local cjson = require 'cjson'
@@ -17,16 +17,16 @@ for _, name in ipairs { 'venv', '.venv' } do
   if folder and not python and lfs.attributes(path, 'mode') then python = path end
 end
 
---- Why there is no ComfyUI; nil: there is one.
+--- The reason why there is no ComfyUI; nil if there is one.
 M.absent = not folder and 'CR_COMFYUI names no folder of ComfyUI' or not python and 'CR_COMFYUI_PYTHON names no Python for ComfyUI' or nil
 
---- A Python for what needs the standard library alone.
+--- A Python for programs that need only the standard library.
 M.any_python = python or 'python3'
 
 --- Starts ComfyUI with Crescent's nodes, lets it run prompts one after another, and ends it.
---- @param runs table[] as tests/support/comfyui/drive.py takes them
+--- @param runs table[] in the format of tests/support/comfyui/drive.py takes them
 --- @param env table<string, string>? variables
---- @return table {runs = what came of each, nodes = Crescent's nodes as ComfyUI describes them}
+--- @return table {runs = result of each, nodes = Crescent's nodes as ComfyUI describes them}
 function M.drive(runs, env)
   local nodes = { crescent = cr.root .. '/scripts/comfyui', look = here .. '/look' }
   local r = child.run({ here .. '/drive.py', folder, child.folder .. '/comfyui' }, {

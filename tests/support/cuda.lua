@@ -1,8 +1,8 @@
---- What the tests of the CUDA operations share: where a card is, and how near is near enough.
+--- What the tests of CUDA operations share: the GPU, and tolerances.
 --
--- The reference is the CPU's operation in f32 (or f64) on the very numbers that the card gets, f16 and
--- bf16 inputs widened first, so that only the card's arithmetic differs. Inputs are drawn afresh in
--- every run; the seed is part of a failure's text, and CR_SEED=N repeats it.
+-- The reference is the CPU operation in f32 (or f64) on exactly the numbers that the GPU gets (f16 and bf16 inputs
+-- are widened first), so that only the GPU's arithmetic differs. Inputs are random in every run; a failure's text
+-- contains the seed, and CR_SEED=N repeats it.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -18,7 +18,7 @@ local function card()
   return why == false
 end
 
---- A test that needs a card; skipped where there is none.
+--- A test that needs a GPU; it is skipped without one.
 function M.test(name, fn)
   t.test(name, function()
     if not card() then t.skip(why) end
@@ -26,7 +26,7 @@ function M.test(name, fn)
   end)
 end
 
---- A test of what cuBLAS or cuDNN does, or of a size that is nothing for kernels without them.
+--- A test of cuBLAS or cuDNN, or of a size that our kernels do not support without them.
 function M.library_test(name, fn)
   M.test(name, function()
     if M.slow then t.skip 'CR_LIBRARIES=0' end
@@ -34,8 +34,8 @@ function M.library_test(name, fn)
   end)
 end
 
---- Of a way to declare tests, as M.test: the same for tests that only a Hopper runs. On other cards the ways that they
---- choose are the library's: right as well, but no test of our kernels.
+--- Like M.test, for tests of kernels that run only on Hopper. On other GPUs the operation uses a library, which is
+--- correct, but does not test our kernels.
 function M.on_hopper(test)
   return function(name, fn)
     test(name, function()
@@ -45,11 +45,11 @@ function M.on_hopper(test)
   end
 end
 
---- Whether a slow tool looks for races in our own kernels.
+--- Whether a slow tool is searching for races in our own kernels.
 M.slow = os.getenv 'CR_LIBRARIES' == '0'
 
---- Cases to go through: all, but under a slow tool the first, the middle and the last, since races depend on
---- the kernel and on what hangs over its tiles.
+--- The cases to run: all, or under a slow tool the first, the middle and the last one, because races depend on the
+--- kernel and on partial tiles.
 function M.cases(list)
   if not M.slow or #list <= 3 then return list end
   return { list[1], list[math.ceil(#list / 2)], list[#list] }
@@ -59,7 +59,7 @@ M.seed = tonumber(os.getenv 'CR_SEED') or os.time() % 1000003
 math.randomseed(M.seed)
 local generator = cr.generator(M.seed, 'philox')
 
---- Standard normal numbers on the CPU, rounded to `dtype`, as f32 with no more than its precision.
+--- Standard normal numbers on the CPU, rounded to `dtype` but stored as f32.
 --- @param shape integer[]
 --- @param dtype string? 'f32'
 function M.randn(shape, dtype, scale)
@@ -70,27 +70,27 @@ function M.randn(shape, dtype, scale)
   end)
 end
 
---- The same as f64, for references; f64's own are no rounder than f32's.
+--- The same as f64, for references; f64 inputs are also rounded to f32.
 function M.randn64(shape, dtype, scale)
   return cr.scope(function() return M.randn(shape, dtype ~= 'f64' and dtype or nil, scale):to 'f64' end)
 end
 
---- Whole numbers as f32 on the CPU, of which products and sums are exact.
+--- Integers as f32 on the CPU, whose products and sums are exact.
 --- @param ... integer sizes
 function M.whole(...)
   local shape = { ... }
   return cr.scope(function() return M.randn(shape, 'f32', 1.5):round() end)
 end
 
---- A tensor full of what no operation gives, so that what is not written shows.
+--- A tensor filled with a value that no operation returns, so that unwritten elements are detected.
 function M.poisoned(shape, dtype)
   return cr.full(shape, dtype == 'u8' and 170 or 0 / 0, { dtype = dtype, device = M.device })
 end
 
---- The same numbers on the card in `dtype`.
+--- The same numbers on the GPU in `dtype`.
 function M.up(x, dtype) return cr.scope(function() return x:to(dtype or x.dtype):to(M.device) end) end
 
---- Runs fn with options of the card, then puts back what was.
+--- Runs fn with options of the GPU, then restores them.
 --- @param options table<string, boolean>
 function M.with(options, fn)
   local old = {}
@@ -106,10 +106,10 @@ end
 local EPS = { f32 = 2 ^ -23, f16 = 2 ^ -10, bf16 = 2 ^ -7, f64 = 2 ^ -52 }
 M.eps = EPS
 
---- Checks a result on the card against the CPU's. f32: relative L2 error of at most 1e-5. f16 and
---- bf16: no element is off by more than 2 units in the last place of the largest term, which is the
---- largest number of the reference unless `largest` says otherwise.
---- @param result Tensor on the card
+--- Compares a result on the GPU with the CPU's. f32: relative L2 error of at most 1e-5. f16 and bf16: the error of
+--- each element is at most 2 ulps of the largest term, which is the reference's largest magnitude unless `largest` is
+--- given.
+--- @param result Tensor on the GPU
 --- @param reference Tensor on the CPU, f32 or f64
 --- @param options table? {message =, largest = number, limit = relative L2 error for f32 and f64}
 function M.near(result, reference, options)
@@ -127,9 +127,9 @@ function M.near(result, reference, options)
     end
     local worst = (y - r):abs():max():item()
     local largest = options.largest or r:abs():max():item()
-    -- A unit in the last place of `largest`: its power of two times eps.
+    -- One ulp of `largest`: its power of two times eps.
     local unit = largest > 0 and 2 ^ math.floor(math.log(largest) / math.log(2)) * EPS[result.dtype] or EPS[result.dtype]
-    t.ok(worst <= 2 * unit, ('%s: off by %.3g, %.2f units of the largest term %.3g'):format(message, worst, worst / unit, largest))
+    t.ok(worst <= 2 * unit, ('%s: error %.3g, which is %.2f ulps of the largest term %.3g'):format(message, worst, worst / unit, largest))
   end)
 end
 

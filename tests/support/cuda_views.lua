@@ -1,4 +1,4 @@
---- Inputs and outputs of every layout for the tests of the card's operations, and exact comparison.
+--- Inputs and outputs in every layout for the tests of GPU operations, and exact comparison.
 local cr = require 'cr'
 local t = require 'tests.support.tap'
 local cuda = require 'tests.support.cuda'
@@ -10,7 +10,7 @@ local M = {
   all = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' },
 }
 
---- Random numbers of any dtype on the CPU: normal ones times `scale`, or whole ones around zero.
+--- Random numbers of any dtype on the CPU: normal ones times `scale`, or integers around zero.
 function M.random(shape, dtype, scale)
   return cr.scope(function()
     local x = cuda.randn(shape) * (scale or 1)
@@ -20,8 +20,8 @@ function M.random(shape, dtype, scale)
   end)
 end
 
---- A view of `shape` on the card whose dimensions lie in reverse order and with gaps, inside a
---- tensor that is full of `poison` (nan for floats); returns both.
+--- A view of `shape` on the GPU whose dimensions are stored in reverse order and with gaps, inside of a tensor that
+--- is full of `poison` (NaN for floats); returns both.
 function M.holes(shape, dtype, poison)
   local order, big = {}, {}
   for k = 1, #shape do
@@ -34,13 +34,13 @@ function M.holes(shape, dtype, poison)
   return #shape > 0 and view:permute(unpack(order)) or view, whole
 end
 
---- A dense view full of nan (or ones) on the card.
+--- A dense tensor full of NaN (or ones) on the GPU.
 function M.poisoned(shape, dtype)
   return cr.full(shape, flat.tolerance[dtype] and 0 / 0 or 1, { dtype = dtype, device = cuda.device })
 end
 
---- x on the card in several layouts: dense, with gaps, rows of a wider tensor, shifted by one
---- element, dimensions reversed.
+--- x on the GPU in several layouts: dense, with gaps, as columns of a wider tensor, shifted by one element, with
+--- reversed dimensions.
 function M.layouts(x)
   local shape, dtype = x.shape, x.dtype
   local list = { dense = x:to(cuda.device) }
@@ -59,9 +59,9 @@ function M.layouts(x)
   return list
 end
 
---- x [... M N] on the card in views that a product may meet, among nans: {name, view} each.
---- @return table[] as it comes, turned, from a wider one, turned from a wider one, with gaps in both; of
---- a rank of 3 outer dimensions exchanged with rows, with columns; then the rest
+--- x [... M N] on the GPU in the layouts that a matrix product can meet, surrounded by NaN, as {name, view}. The
+--- order is fixed: dense, transposed, from a wider one, transposed from a wider one, with gaps in both dimensions;
+--- for rank 3 with outer dimensions exchanged with rows, with columns; then the rest.
 function M.matrices(x)
   local list, lead = {}, {}
   local m, n = x:size(-2), x:size(-1)
@@ -72,10 +72,10 @@ function M.matrices(x)
     shape[#shape + 1], shape[#shape + 2] = rows, columns
     return M.poisoned(shape, x.dtype)
   end
-  add('as it comes', empty(m, n))
+  add('dense', empty(m, n))
   add('turned', empty(n, m):transpose(-1, -2))
   add('from a wider one', empty(m + 3, 2 * n + 1):slice(-2, 4, m + 3):slice(-1, 2, n + 1))
-  add('turned, from a wider one', empty(n + 3, 2 * m + 1):slice(-2, 4, n + 3):slice(-1, 2, m + 1):transpose(-1, -2))
+  add('transposed, from a wider one', empty(n + 3, 2 * m + 1):slice(-2, 4, n + 3):slice(-1, 2, m + 1):transpose(-1, -2))
   add('with gaps in both', empty(2 * m, 3 * n):slice(-2, 1, 2 * m, 2):slice(-1, 2, 3 * n, 3))
   if #lead == 1 then
     add('outer and rows exchanged', M.poisoned({ m, lead[1], n }, x.dtype):transpose(1, 2))
@@ -84,11 +84,11 @@ function M.matrices(x)
   add('columns of a wider one', empty(m, 3 * n):slice(-1, n + 1, 2 * n))
   add('every second row', empty(2 * m, n):slice(-2, 2, 2 * m, 2))
   add('every second column', empty(m, 2 * n):slice(-1, 1, 2 * n, 2))
-  add('every third of both, turned', empty(3 * n, 3 * m):slice(-1, 2, 3 * m, 3):slice(-2, 1, 3 * n, 3):transpose(-1, -2))
+  add('every third of both, transposed', empty(3 * n, 3 * m):slice(-1, 2, 3 * m, 3):slice(-2, 1, 3 * n, 3):transpose(-1, -2))
   return list
 end
 
--- Nans become the plain one on the way to f64: LuaJIT takes some others for values of other types.
+-- NaNs are replaced by the canonical one in f64: LuaJIT interprets some other NaNs as values of other types.
 local function values(x)
   return cr.scope(function()
     x = x:to 'cpu'
@@ -96,7 +96,7 @@ local function values(x)
   end)
 end
 
---- The result on the card has the reference's dtype and shape and exactly its numbers.
+--- The result on the GPU has exactly the reference's dtype, shape and values.
 function M.same(result, reference, message)
   message = ('%s (CR_SEED=%d)'):format(message or '', cuda.seed)
   if result.dtype ~= reference.dtype or table.concat(result.shape, ' ') ~= table.concat(reference.shape, ' ') then
@@ -112,7 +112,7 @@ function M.same(result, reference, message)
   t.ok(true)
 end
 
---- near for floats, same for the rest.
+--- `near` for floats, `same` for other dtypes.
 function M.check(result, reference, message, limit)
   if not flat.tolerance[result.dtype] then return M.same(result, reference, message) end
   if result.dtype ~= reference.dtype then
@@ -121,7 +121,7 @@ function M.check(result, reference, message, limit)
   cuda.near(result, reference, { message = message, limit = limit or (result.dtype == 'f64' and 1e-13 or 2e-6) })
 end
 
---- As many elements of `whole` are still nan as lie outside of a view of `n` elements.
+--- The elements of `whole` outside of a view of `n` elements are still NaN.
 function M.untouched(whole, n, message)
   cr.scope(function()
     local left = whole:to 'cpu':to 'f32'

@@ -1,5 +1,5 @@
---- The tables of the documentation that come from declarations: `make docs` writes them, tests/docs_test.lua tells
---- when one is stale. A new table is a row below.
+--- The documentation tables that are generated from declarations: `make docs` writes them, and tests/docs_test.lua
+--- checks that they are up to date. To add a table, add a row below.
 
 local root = require 'cr.ffi'.root
 
@@ -37,7 +37,7 @@ function docs.written(entry)
   return to and text:sub(from + 1, to - 1)
 end
 
---- Writes every table anew.
+--- Writes all tables.
 function docs.write()
   local insert = require 'tests.support.insert'
   local files = require 'cr.files'

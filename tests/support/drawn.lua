@@ -1,14 +1,15 @@
---- Known numbers in place of the fresh noise that schedulers draw.
+--- Replaces the fresh noise of schedulers by known numbers.
 
 local solver = require 'cr.sampling.solver'
 local tap = require 'tests.support.tap'
 
 local M = {}
 
---- Calls fn while every draw of a scheduler is draw(n, x); the drawing is restored at its end, after an error too.
+--- Calls fn while every draw of a scheduler is replaced by draw(n, x); restores the generator afterwards, even after
+--- an error.
 --- @param draw fun(n: integer, x: Tensor): Tensor the n-th draw since fn began, like x
 --- @param fn fun(): any
---- @return any what fn returns first
+--- @return any the first result of fn
 function M.by(draw, fn)
   local count, own = 0, solver.draw_like
   function solver.draw_like(x)
@@ -21,7 +22,7 @@ function M.by(draw, fn)
   return result
 end
 
---- The same with the numbers that the fixtures were made with.
+--- The same, with the numbers that were used for the fixtures.
 function M.fixed(fn)
   return M.by(function(n, x) return tap.formula('input:fresh.' .. n, x.shape):to 'f64' end, fn)
 end

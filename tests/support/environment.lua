@@ -1,4 +1,4 @@
---- Variables of this process's environment, as C's getenv sees them: which way a kernel goes is asked there.
+--- Environment variables of this process, as C's getenv sees them; kernels read some to choose an implementation.
 
 local ffi = require 'ffi'
 
@@ -6,14 +6,14 @@ ffi.cdef 'int setenv(const char *name, const char *value, int overwrite); int un
 
 local M = {}
 
---- Sets a variable; nil takes it away.
+--- Sets a variable; nil removes it.
 --- @param name string
 --- @param value string|number|nil
 function M.set(name, value)
   if value == nil then ffi.C.unsetenv(name) else ffi.C.setenv(name, tostring(value), 1) end
 end
 
---- Calls fn with a variable set so, and leaves the variable as it was; an error of fn passes on.
+--- Calls fn with a variable set, and restores it afterwards; errors of fn are passed on.
 function M.with(name, value, fn)
   local before = os.getenv(name)
   M.set(name, value)

@@ -1,10 +1,10 @@
---- Films of people whose places are known: pictures of talking people on a wall, moved about.
+--- Films of people with known positions: images of talking people, moved over a wall.
 --
 --     local film = require 'tests.support.film'
 --     local anna = film.person 'anna'
 --     film.frames(20, 400, 640, function(i) return { { anna, x = 10 + 3 * i, y = 100 } } end)
 --
--- anna and bert are rendered people (models/mini/train), carl is the demonstration's. Later layers lie in front.
+-- anna and bert are rendered people (models/mini/train), carl is the demonstration's. Later layers are in front.
 
 local cr = require 'cr'
 local media = require 'cr.media'
@@ -19,7 +19,7 @@ local SIDE = 200
 
 local known = {}
 
---- Pictures of somebody who talks, u8 [200 200 3] each, forward and backward without an end: who(i), from 0.
+--- The images of a talking person, u8 [200 200 3], forward and backward endlessly: who(i), from 0.
 ---@param name 'anna'|'bert'|'carl'
 function M.person(name)
   if not known[name] then
@@ -38,7 +38,7 @@ function M.person(name)
   end
 end
 
---- Frees the pictures.
+--- Frees the images.
 function M.free()
   for _, list in pairs(known) do
     for _, picture in ipairs(list) do picture:free() end
@@ -46,7 +46,7 @@ function M.free()
   known = {}
 end
 
--- Copies a picture into a frame, its upper left corner at (x, y); what lies outside is left out.
+-- Copies an image into a frame with its upper left corner at (x, y); parts outside of the frame are cut off.
 local function put(frame, picture, x, y)
   local left, top = math.max(0, x), math.max(0, y)
   local w = math.min(frame:size(2), x + picture:size(2)) - left
@@ -55,8 +55,8 @@ local function put(frame, picture, x, y)
   frame:narrow(1, top + 1, h):narrow(2, left + 1, w):copy_(picture:narrow(1, top - y + 1, h):narrow(2, left - x + 1, w))
 end
 
---- A frame: layers, each {picture or who, x =, y = (upper left corner)}, on a wall of a colour.
----@param i integer of the frame, which picture of a who is shown
+--- Composes a frame: layers {image or who, x =, y = (upper left corner)} on a wall of one colour.
+---@param i integer index of the frame, which selects a person's image
 ---@return Tensor u8 [height width 3], to be freed
 function M.frame(height, width, layers, i, colour)
   local frame = cr.full({ height, width, 3 }, colour or 128, { dtype = 'u8' })
@@ -69,10 +69,10 @@ function M.frame(height, width, layers, i, colour)
   return frame
 end
 
---- Writes a video of two people who take turns, left and right: the demonstration's, whose sound (M.turns_sound) it goes
---- with, and the same in other colours.
+--- Writes a video of two people who take turns, left and right: the demonstration's person, to whose sound
+--- (M.turns_sound) it fits, and the same person in other colours.
 ---@param path string
----@param turn integer? frame at which the second begins (52, in a pause)
+---@param turn integer? frame at which the second person begins (52, in a pause)
 ---@return integer turn
 function M.turns(path, turn)
   local reader, list = media.reader(FILES.carl, { fps = 25 }), {}

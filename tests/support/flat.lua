@@ -1,15 +1,15 @@
---- Helpers of the tests that compare operations with float64 references in plain Lua.
+--- Support for tests that compare operations with float64 references in plain Lua.
 local cr = require 'cr'
 
 local flat = {}
 
 local generator = cr.generator(os.time() % 100000, 'philox')
 
---- Standard normal numbers, others in each run.
+--- Standard normal numbers, different in each run.
 function flat.randn(shape) return cr.randn(shape, { generator = generator }) end
 
---- Numbers of a tensor as float64 in row-major order, read one by one through the strides, so that
---- no operation under test takes part (half types are decoded here too).
+--- The elements of a tensor as float64 in row-major order, read one by one through the strides, without any operation
+--- under test (half types are decoded here).
 function flat.values(x)
   local ffi = require 'ffi'
   local names = { f32 = 'float', f64 = 'double', u8 = 'uint8_t', i8 = 'int8_t', i16 = 'int16_t',
@@ -43,7 +43,7 @@ function flat.permutations(n)
   return out
 end
 
---- The float64 value of a half's bits.
+--- The float64 value of an f16 number's bits.
 function flat.half(bits)
   local sign = bits >= 0x8000 and -1 or 1
   local exponent, fraction = math.floor(bits / 1024) % 32, bits % 1024
@@ -61,7 +61,7 @@ function flat.brain(bits)
   return sign * (128 + fraction) * 2 ^ (exponent - 134)
 end
 
---- A tensor with x's values whose dimensions lie in reverse order in memory and with gaps.
+--- A tensor with x's values whose dimensions are stored in reverse order and with gaps.
 function flat.strided(x)
   local shape, order, big = x.shape, {}, {}
   for k = 1, #shape do
@@ -75,7 +75,7 @@ function flat.strided(x)
   return t
 end
 
---- Largest |a - b| / scale over two lists, infinite where one is nan and the other not.
+--- The largest |a - b| / scale of two lists; infinite if only one of them is NaN.
 function flat.distance(a, b)
   if #a ~= #b then return math.huge end
   local square, norm = 0, 0
@@ -91,7 +91,7 @@ function flat.distance(a, b)
   return norm > 0 and math.sqrt(square / norm) or 0
 end
 
---- Values of x broadcast to a shape, by index arithmetic.
+--- The values of x broadcast to a shape, by index arithmetic.
 function flat.spread(x, shape)
   local list, own = flat.values(x), x.shape
   local out, total = {}, 1
@@ -112,7 +112,7 @@ function flat.spread(x, shape)
   return out
 end
 
---- The dtype that operands of two dtypes are computed in, as crescent.h says.
+--- The dtype in which operands of two dtypes are computed, as crescent.h defines it.
 function flat.promoted(a, b)
   if a == b then return a end
   local rank = { f64 = 9, f32 = 8, f16 = 7, bf16 = 7, i64 = 6, i32 = 5, i16 = 4, u8 = 3, i8 = 3, bool = 2 }
@@ -121,7 +121,7 @@ function flat.promoted(a, b)
   return rank[a] > rank[b] and a or b
 end
 
---- Lists of the elements that each result is made of, in row-major order of the results.
+--- For each result of a reduction, the list of its input elements, in row-major order of the results.
 function flat.groups(list, shape, mask)
   local out, index = {}, {}
   for k = 1, #shape do index[k] = 0 end
@@ -141,7 +141,7 @@ function flat.groups(list, shape, mask)
   return out
 end
 
---- Rounding error of one stored number of each float dtype, with some room for arithmetic in f32.
+--- The rounding error of one stored number per float dtype, with some tolerance for f32 arithmetic.
 flat.tolerance = { f32 = 3e-7, f16 = 6e-4, bf16 = 5e-3, f64 = 1e-14 }
 
 return flat

@@ -1,9 +1,9 @@
---- Makes small TFLite files for tests: `flatbuffer.graph(spec)` gives the bytes.
+--- Composes small TFLite files for tests: `flatbuffer.graph(spec)` returns the bytes.
 --
--- spec.tensors: {shape, data = numbers | nil, dtype = 'f32'|'f16'|'i32', raw = bytes | nil};
--- spec.nodes: {code, inputs, outputs (tensor numbers from 0), options = {field id = {kind, value}}};
--- spec.inputs, spec.outputs: tensor numbers. Objects are written parent first, so that offsets,
--- which only count upwards, can be filled in as the children follow.
+-- spec.tensors: {shape, data = numbers | nil, dtype = 'f32'|'f16'|'i32', raw = bytes | nil}; spec.nodes: {code,
+-- inputs, outputs (tensor numbers from 0), options = {field id = {kind, value}}}; spec.inputs, spec.outputs: tensor
+-- numbers. A parent is written before its children, because offsets are unsigned; its offset fields are filled in
+-- when the children are written.
 
 local ffi = require 'ffi'
 local bit = require 'bit'
@@ -27,7 +27,7 @@ function writer:put(bytes)
   self.size = self.size + #bytes
 end
 
---- An object's offset field at `slot` is filled in when its child is written.
+--- Remembers an object's offset field at `slot`, which is filled in when its child is written.
 function writer:patch(slot) self.patches[slot] = u32(self.size - slot) end
 
 local write
@@ -107,7 +107,7 @@ local function elements(data, dtype)
   local out = {}
   local f = ffi.new 'union { float f; uint32_t u; }'
   for i, v in ipairs(data) do
-    -- only for numbers that float16 holds exactly
+    -- Only for numbers that float16 represents exactly.
     f.f = v
     local u = f.u
     local e = bit.band(bit.rshift(u, 23), 255)

@@ -1,6 +1,6 @@
---- Weights and inputs that a formula makes from a tensor's name: a network of any size without a
--- file, the same on every machine and in every language. Tests, benchmarks and the demonstration
--- use them; a network of such weights computes in earnest but has learned nothing.
+--- Weights and inputs computed from a tensor's name by a formula: a network of any size without a file, equal on
+--- every machine and in every language. Tests, benchmarks and the demonstration use them. Such a network does the
+--- full computation, but is untrained.
 --
 -- v(name, salt, i) is the top 24 bits of splitmix64(fnv1a64(name) xor splitmix64(salt) + i), mapped
 -- to [-1, 1). Steele et al. 2014 (splitmix), Fowler, Noll & Vo (fnv1a).
@@ -23,15 +23,14 @@ local function fnv1a64(s)
   return h
 end
 
---- Scale and shift of a checkpoint weight: variance-preserving matrices, norms near one, small
---- biases.
+--- Scale and shift of a checkpoint weight: variance-preserving matrices, norms near one, small biases.
 local function weight_scale(name, shape, n)
   if #shape >= 2 then return math.sqrt(3 / (n / shape[1])), 0 end
   if name:find 'weight$' then return 0.1, 1 end
   return 0.1, 0
 end
 
---- A tensor by the formula.
+--- Creates a tensor by the formula.
 --- @param name string
 --- @param shape integer[] as in a checkpoint (PyTorch's order)
 --- @param options table? {kind = 'input' (v * sqrt 3), 'weight' or 'raw' (v), salt = 1, dtype = 'f32'|'f64'}

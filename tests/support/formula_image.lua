@@ -1,5 +1,4 @@
---- The formula's picture of the golden values (smooth waves with a little noise), and how u8 pictures
---- are compared.
+--- The image of the golden values by formula (smooth waves with a little noise), and comparison of u8 images.
 
 local cr = require 'cr'
 local formula = require 'tests.support.formula'
@@ -36,7 +35,7 @@ function M.image(name, h, w)
   return out
 end
 
---- Share of values that differ by more than `tolerance`, and the largest difference.
+--- The share of values that differ by more than `tolerance`, and the largest difference.
 --- @param a Tensor u8
 --- @param b Tensor u8 of the same shape
 --- @param tolerance integer? 0

@@ -1,4 +1,4 @@
---- E4M3 with a scale for each row, for the tests and benchmarks of a card: cr.quant's functions with this format.
+--- E4M3 with per-row scales, for GPU tests and benchmarks: the functions of cr.quant with this format.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -6,14 +6,14 @@ local quant = require 'cr.quant'
 
 local M = {}
 
--- A layer that takes such codes; only what it takes is asked.
+-- A layer that takes such inputs; only its input format matters.
 local function taker(x)
   return { weight = cr.zeros({ 1, 1 }, { dtype = 'u8', device = x.device }), scale = cr.ones({ 1 }, { device = x.device }) }
 end
 
 function M.available(device) return quant.available(device, 'fp8') end
 
---- With `scale` [rows] as measured before: what exceeds 448 of them becomes 448 of them.
+--- With a static `scale` [rows]: values beyond 448 times the scale are clamped.
 function M.quantize(x, scale)
   if not scale then return quant.quantize(x, { format = 'fp8' }) end
   local width = x:size(-1)

@@ -1,16 +1,16 @@
---- The format's definition, apart from all code under test: the numbers of E4M3's codes, and many numbers with the
---- codes that rounding to the nearest, ties to even, gives them.
+--- The definition of the format, independent of the code under test: the values of E4M3, and many numbers with the
+--- codes to which they round (to nearest, ties to even).
 
 local M = {}
 
---- Of codes 0 to 127; 127 is no number.
+--- The values of codes 0 to 127; 127 is NaN.
 M.numbers = {}
 for code = 0, 126 do
   local exponent, mantissa = math.floor(code / 8), code % 8
   M.numbers[code] = exponent == 0 and mantissa / 8 * 2 ^ -6 or (1 + mantissa / 8) * 2 ^ (exponent - 7)
 end
 
--- The nearest of all, found by going through them.
+-- The nearest code, found by exhaustive search.
 local function nearest(x)
   local best, distance = 126, math.huge
   for code = 0, 126 do
@@ -20,8 +20,8 @@ local function nearest(x)
   return best
 end
 
---- All finite halves, and for every pair of neighbouring codes the number in their middle and its neighbours in
---- float32, each with both signs.
+--- All finite f16 numbers, and for every pair of neighbouring codes the number halfway between them with its
+--- neighbours in float32, each with both signs.
 --- @return number[] values
 --- @return integer[] codes
 function M.cases()

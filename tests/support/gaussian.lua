@@ -1,8 +1,8 @@
---- Gaussian data, for which the best prediction is known and so is what a sampler must end with.
+--- Gaussian data, for which the optimal prediction, and therefore a sampler's ideal result, is known.
 --
--- Every step and the prediction are linear in the start, in each fresh noise and in the mean, so a
--- sample is a vector of those coefficients: [start, mean, noise 1, noise 2, ...]. Its spread is exact:
--- nothing is drawn.
+-- Every step and the prediction are linear in the initial noise, in each fresh noise and in the mean. So a sample is
+-- a vector of these coefficients: [start, mean, noise 1, noise 2, ...], and its distribution is exact: nothing is
+-- random.
 
 local cr = require 'cr'
 local drawn = require 'tests.support.drawn'
@@ -10,9 +10,9 @@ local schedulers = require 'cr.schedulers'
 
 local M = { MEAN = 0.7, DEVIATION = 0.4 }
 
-local WIDTH = 420 -- coefficients, more than any run here draws
+local WIDTH = 420 -- number of coefficients, more than any run here needs
 
--- alpha and sigma at a timestep that need not be whole.
+-- alpha and sigma at a timestep that may be fractional.
 local function level_at(alphas, t)
   local low = math.floor(t)
   if t == low then return math.sqrt(alphas[low]), math.sqrt(1 - alphas[low]) end
@@ -34,7 +34,7 @@ end
 
 local function deviation_at(alpha, sigma) return math.sqrt((alpha * M.DEVIATION) ^ 2 + sigma * sigma) end
 
--- What a network that knows the data predicts; `mean` is that of the data, as a number or a tensor.
+-- The prediction of a network that knows the data; `mean` is the mean of the data, as a number or a tensor.
 local function predict(x, mean, prediction, alpha, sigma)
   local off = (x - mean * alpha) * (1 / deviation_at(alpha, sigma) ^ 2)
   local eps, data = off * sigma, off * (alpha * M.DEVIATION ^ 2) + mean
@@ -42,7 +42,7 @@ local function predict(x, mean, prediction, alpha, sigma)
   return prediction == 'v' and eps * alpha - data * sigma or data
 end
 
--- All steps; `exact`: the network is told levels, not timesteps, which are rounded or interpolated.
+-- All steps. With `exact` the network gets noise levels instead of timesteps, which are rounded or interpolated.
 local function walk(s, x, mean, exact)
   for i, t in ipairs(s.timesteps) do
     local alpha, sigma = level_at(s.alphas, t)
@@ -52,16 +52,16 @@ local function walk(s, x, mean, exact)
   return x
 end
 
---- What a scheduler makes of noise: samples of the data, if it is a good one.
+--- The samples that a scheduler produces from noise; they follow the data's distribution if the scheduler is good.
 --- @param s Scheduler
 --- @param noise Tensor
 --- @return Tensor
 function M.sample(s, noise) return walk(s, s:start(noise), M.MEAN) end
 
---- Mean and deviation that a scheduler ends with, from a start that has the first level's; and the true
---- ones of the level where it ends.
+--- The mean and standard deviation of a scheduler's result, and the true ones at the noise level where it ends. It
+--- starts with the distribution of the first level.
 --- @param s Scheduler
---- @param ends_clean boolean whether it ends without noise, else at the noise of training step 0
+--- @param ends_clean boolean whether it ends without noise, or else at the noise level of training step 0
 --- @return number mean
 --- @return number deviation
 --- @return number true_mean
@@ -79,7 +79,7 @@ function M.run(s, ends_clean)
   return x[2], math.sqrt(variance), alpha * M.MEAN, deviation_at(alpha, sigma)
 end
 
---- How far mean and deviation are from the true ones, relative to the deviation.
+--- The error of mean and standard deviation, relative to the standard deviation.
 --- @param spec string
 --- @param options table
 --- @return number
@@ -92,8 +92,8 @@ function M.error_of(spec, options)
   return (math.abs(mean - true_mean) + math.abs(deviation - true_deviation)) / true_deviation
 end
 
---- The same for levels from 8 to 0.2, even in their logarithms: of a run that neither begins nor ends where anything is
---- small, so that an error shows the method's order.
+--- The same for levels from 8 to 0.2, evenly spaced in their logarithm. No quantity becomes small in such a run, so
+--- that the error shows the method's order.
 --- @param spec string without sigmas
 --- @param steps integer
 --- @return number

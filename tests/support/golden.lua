@@ -1,8 +1,8 @@
---- The reference programs' numbers in tests/golden, and how results are compared with them.
+--- The reference programs' values in tests/golden, and comparison with them.
 --
--- A large tensor is stored thinned: every STEP-th number in row-major order, under the key
--- `KEY@STEP:AxBxC`, which keeps its shape. STEP is a prime, so that every channel, row and column
--- has its share. tests/golden/cut.lua makes the files.
+-- Large tensors are thinned out: every STEP-th number in row-major order is stored, under the key `KEY@STEP:AxBxC`,
+-- which includes the shape. STEP is prime, so that every channel, row and column is represented. tests/golden/cut.lua
+-- creates the files.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -12,9 +12,9 @@ local M = { folder = cr.root .. '/tests/golden/' }
 local golden = {}
 golden.__index = golden
 
---- Opens a file of tests/golden. Close it in the end.
+--- Opens a file of tests/golden; the caller closes it.
 ---@param name string 'networks', 'image', 'pipeline', 'mediapipe'
----@param folder string? another, that of the whole outputs
+---@param folder string? another folder, with the full outputs
 function M.open(name, folder)
   local self = setmetatable({ file = cr.weights.open((folder or M.folder) .. name .. '.safetensors'), thinned = {} }, golden)
   for _, stored in ipairs(self.file.names) do
@@ -24,7 +24,7 @@ function M.open(name, folder)
   return self
 end
 
---- How a thinned tensor is called: cut.lua's side of open().
+--- The key of a thinned tensor, for cut.lua.
 function M.key(key, step, shape) return ('%s@%d:%s'):format(key, step, table.concat(shape, 'x')) end
 
 --- Every step-th number of a tensor in row-major order, [n].
@@ -35,13 +35,13 @@ end
 
 function golden:has(key) return self.thinned[key] ~= nil or self.file:has(key) end
 
---- The numbers under a key: the whole tensor, or [n] where it is thinned.
+--- The numbers under a key: the whole tensor, or [n] if it is thinned.
 function golden:get(key)
   local thin = self.thinned[key]
   return self.file:get(thin and thin.stored or key)
 end
 
---- A result as get(key) has the reference's: itself, or thinned. An error where its shape is another.
+--- A result in the form of get(key): whole, or thinned. It is an error if its shape differs.
 ---@param x Tensor whole, in the reference's order of dimensions
 function golden:cut(x, key)
   local thin = self.thinned[key]

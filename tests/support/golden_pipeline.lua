@@ -1,5 +1,5 @@
---- The reference's whole pipeline through the command line, on a device: from frames and samples to
---- latents and pasted frames.
+--- Runs the reference's whole pipeline through the command line on a device, from frames and samples to latents and
+--- pasted frames.
 
 local t = require 'tests.support.tap'
 local media = require 'cr.media'
@@ -18,7 +18,7 @@ local function write_file(path, text)
   f:close()
 end
 
---- A temporary folder, gone after fn.
+--- Creates a temporary folder and removes it after fn.
 local function with_folder(fn)
   local dir = os.tmpname()
   os.remove(dir)
@@ -28,9 +28,9 @@ local function with_folder(fn)
   if not ok then error(err, 0) end
 end
 
---- The body of a test: runs lipsync in f32 on `device` and compares.
+--- The body of a test: runs lipsync in f32 on `device` and compares the results.
 --- @param device string
---- @param voice string? the sound of which the golden values are; else its spectrogram is given
+--- @param voice string? the sound of the golden values; without it, its stored spectrogram is used
 return function(device, voice)
   with_folder(function(dir)
     require 'tests.support.checkpoint'.write(dir .. '/checkpoint', { audio_width = 64, whisper = references.folder .. 'whisper_nano.pt' })
@@ -40,7 +40,7 @@ return function(device, voice)
     local sink = media.writer(dir .. '/face.mkv', { lossless = true, fps = 25 })
     for k = 0, 13 do sink:write(smooth.image('frame' .. k, 270, 481)) end
     sink:close()
-    -- The first 0.8 s of the voice, as a WAV file of its own; or silence of that length.
+    -- The first 0.8 s of the voice as a WAV file, or silence of that length.
     local samples = ('\0\0'):rep(12800)
     if voice then
       local sound = scratch.read(voice)

@@ -1,7 +1,7 @@
---- Servers and clients for the tests of lua/cr/serve, on one loop.
+--- Servers and clients for the tests of lua/cr/serve, on the same event loop.
 --
--- The clients are sockets, so that anything can be sent, whole or in pieces; the WebSocket's frames are made here, not by the
--- library that the server reads them with.
+-- The clients are sockets, so that any bytes can be sent, at once or in pieces. WebSocket frames are composed here,
+-- not by the library with which the server reads them.
 
 local t = require 'tests.support.tap'
 local bit = require 'bit'
@@ -17,9 +17,9 @@ local built, http = pcall(function()
 end)
 M.http = built and http
 
-local sockets = {} -- of the clients of a test
+local sockets = {} -- the clients' sockets in the current test
 
---- A test as a task, whose clients are closed at its end; skipped where crescent_http.so is missing.
+--- Runs a test as a task and closes its clients at the end; skipped if crescent_http.so is missing.
 function M.test(name, fn)
   t.test(name, function()
     if not built then t.skip(tostring(http):match '[^\n]*') end
@@ -32,7 +32,7 @@ function M.test(name, fn)
   end)
 end
 
---- A server for one test, whose errors are gathered in .reports. It must be closed.
+--- A server for one test, which collects errors in .reports. The test must close it.
 --- @param handler function
 --- @param limits table?
 --- @param more table? further options of http.listen
@@ -48,8 +48,8 @@ end
 -- ---- a client -----------------------------------------------------------------------------------
 
 --- @class TestClient
---- @field got string what came and was not taken
---- @field ended boolean nothing more comes
+--- @field got string received bytes that were not taken
+--- @field ended boolean the connection has ended
 local Client = {}
 Client.__index = Client
 
@@ -64,14 +64,14 @@ function M.connect(server)
   return self
 end
 
---- Takes what comes, from now on.
+--- Starts receiving.
 function Client:listen()
   self.tcp:read_start(function(_, data)
     if data then self.got = self.got .. data else self.ended = true end
   end)
 end
 
---- Sends texts, the loop turning between them, so that they are received one by one.
+--- Sends texts one by one, running the loop between them, so that they are received separately.
 function Client:send(...)
   for _, text in ipairs { ... } do
     self.tcp:write(text)
@@ -80,14 +80,15 @@ function Client:send(...)
   return self
 end
 
---- Says that it sends no more.
+--- Shuts down the sending side.
 function Client:finish()
   self.tcp:shutdown()
   return self
 end
 
---- Waits until what came matches, and takes it up to the match's end; at the end of the connection whatever came.
---- @param pattern string? all that comes
+--- Waits until the received bytes match, and removes them up to the match's end; at the end of the connection,
+--- returns the rest.
+--- @param pattern string? default: everything
 --- @return string
 function Client:take(pattern)
   t.wait(function() return self.ended or pattern and self.got:find(pattern) end)
@@ -99,10 +100,10 @@ end
 
 function Client:close() self.tcp:close() end
 
---- Ends the connection as a crash does.
+--- Resets the connection, as after a crash.
 function Client:reset() self.tcp:close_reset() end
 
---- What a client gets that sends these texts and says that it ends.
+--- The answer to a client that sends these texts and then shuts down its sending side.
 function M.raw(server, ...)
   local client = M.connect(server)
   local text = client:send(...):finish():take()
@@ -115,9 +116,9 @@ end
 local MASK = { 0x12, 0xfe, 0x00, 0x7b }
 
 --- A frame as a client sends it.
---- @param opcode integer 1 text, 2 binary, 8 close, 9 ping, 10 pong, 0 what goes on
+--- @param opcode integer 1 text, 2 binary, 8 close, 9 ping, 10 pong, 0 continuation
 --- @param data string
---- @param options table? {more = it goes on in another, plain = it is not masked, length = that it says}
+--- @param options table? {more = a continuation follows, plain = not masked, length = the length in its header}
 function M.frame(opcode, data, options)
   options = options or {}
   local n, mask = options.length or #data, options.plain and 0 or 128
@@ -130,7 +131,7 @@ function M.frame(opcode, data, options)
   return head .. string.char(unpack(MASK)) .. table.concat(masked)
 end
 
---- The next frame that the server sent: its opcode and its data; nil at the end.
+--- The next frame from the server: its opcode and data; nil at the end.
 function Client:frame()
   local function bytes(n)
     t.wait(function() return self.ended or #self.got >= n end)
@@ -153,7 +154,7 @@ end
 M.UPGRADE = 'GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n' ..
   'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n'
 
---- A client whose WebSocket is open.
+--- A client with an open WebSocket.
 --- @return TestClient
 function M.websocket(server)
   local client = M.connect(server)

@@ -1,7 +1,7 @@
---- Puts a table into a Markdown file: between the lines <!-- begin NAME --> and <!-- end NAME --> if
---- the file has them; a file that is not there yet is written with the table alone.
+--- Inserts a table into a Markdown file, between the lines <!-- begin NAME --> and <!-- end NAME -->. If the file
+--- does not exist, it is created with the table alone.
 --- @param path string
---- @param name string of the bench or of the settings
+--- @param name string of the benchmark or the settings
 --- @param text string whole lines
 return function(path, name, text)
   local f = io.open(path, 'rb')

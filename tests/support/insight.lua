@@ -1,5 +1,5 @@
---- Small networks of the layers of InsightFace's, and the pictures for which tests/golden/insight.safetensors has the
---- package's own numbers.
+--- Small networks with the layers of InsightFace's, and the images for which tests/golden/insight.safetensors has the
+--- package's results.
 
 local cr = require 'cr'
 local detector = require 'models.networks.insight_detector'
@@ -10,11 +10,11 @@ local landmarks = require 'models.networks.insight_landmarks'
 
 local M = {}
 
---- The numbers, by name; whoever asks frees them.
+--- The golden values by name; the caller frees them.
 --- @return table<string, Tensor>
 function M.numbers() return cr.load(golden.folder .. 'insight.safetensors') end
 
---- A network's file, by its name in the pack.
+--- The bytes of a network's file, by its name in the pack.
 --- @return string
 function M.bytes(name)
   local numbers = M.numbers()
@@ -24,9 +24,9 @@ function M.bytes(name)
   return bytes
 end
 
---- Writes the pack into a checkpoint's folder; its own folder.
+--- Writes the pack into a checkpoint's folder; returns the pack's folder.
 --- @param dir string
---- @param change table<string, string|boolean>? other bytes of files by their names; false: that one is left out
+--- @param change table<string, string|boolean>? replacements of files by name; false omits a file
 --- @return string
 function M.pack(dir, change)
   local folder = insight.folder(dir)
@@ -43,7 +43,7 @@ function M.pack(dir, change)
   return folder
 end
 
---- The picture of tests/golden/insight.py.
+--- The image of tests/golden/insight.py.
 --- @return Tensor u8 [height width 3]
 function M.picture(height, width, seed)
   local out = cr.empty({ height, width, 3 }, { dtype = 'u8' })

@@ -1,4 +1,4 @@
---- Checks of kernels of one's own on a device, against the same operations one after another.
+--- Tests of custom kernels on a device, against the same computation by single operations.
 local cr = require 'cr'
 local t = require 'tests.support.tap'
 
@@ -19,7 +19,7 @@ return function(test, device)
     local h = cr.kernel { 'y = x * s + b', x = 'in', y = 'out f16', s = 'number', b = 'in' }
     for _, shape in ipairs { { 1 }, { 7 }, { 3, 5 }, { 64, 96 }, { 3, 4, 5 }, { 2, 9001 }, { 0, 4 } } do
       local x, last = randn(shape), shape[#shape]
-      local each = {} -- a value for each index of the first dimension
+      local each = {} -- one value for each index of the first dimension
       for i = 1, #shape do each[i] = i == 1 and shape[1] or 1 end
       for _, b in ipairs { randn(last), randn(shape), cr.full({}, 3):to(device), randn(each) } do
         near(k(x, 2, b), x * 2 + b, 3e-7, ('[%s] and [%s]'):format(table.concat(shape, ' '), table.concat(b.shape, ' ')))

@@ -1,4 +1,4 @@
---- Makes the inputs of the media tests with the ffmpeg program, in a folder of their own.
+--- Creates the inputs of the media tests with the ffmpeg program, in a temporary folder.
 
 local ffi = require 'ffi'
 
@@ -18,7 +18,7 @@ end
 
 inputs.has_ffmpeg = run 'ffmpeg -version'
 
---- Runs ffmpeg with these arguments in the folder; false if it failed (an encoder may be missing).
+--- Runs ffmpeg with these arguments in the folder; returns false if it failed (an encoder may be missing).
 function inputs.ffmpeg(arguments) return run('ffmpeg -v error -y ' .. arguments) end
 
 function inputs.read_file(name)
@@ -36,7 +36,7 @@ function inputs.write_file(name, bytes)
   return inputs.path(name)
 end
 
---- The names in a folder that look like unfinished outputs.
+--- Names in the folder that look like unfinished outputs.
 function inputs.leftovers()
   local pipe = io.popen(('ls -A "%s" | grep "^\\..*tmp"'):format(inputs.folder))
   local names = pipe:read '*a'

@@ -1,5 +1,5 @@
--- What the tests and benchmarks of networks share: trees of weights made by the formula, and golden
--- values turned channels-last.
+-- What tests and benchmarks of networks share: trees of weights by formula, and conversion of golden values to
+-- channels-last.
 
 local cr = require 'cr'
 local json = require 'cjson'
@@ -8,11 +8,10 @@ local weights = require 'cr.weights'
 
 local M = {}
 
---- A network's tree of formula weights, made tensor by tensor. Buffers (optional tensors, or those
---- that `buffers` names) keep the model's own values.
----@param expected table[] as a model's expected() gives it
----@param options? table those of weights.tree, and buffers = { name = Tensor }; others, which are the network's own, are
----  passed over
+--- A network's tree of weights by formula, created tensor by tensor. Buffers (optional tensors, or those in
+--- `buffers`) keep the model's own values.
+---@param expected table[] from a model's expected()
+---@param options? table options of weights.tree, and buffers = { name = Tensor }; options of the network itself are ignored
 function M.tree(expected, options)
   local names, shapes = {}, {}
   options = options or {}
@@ -38,7 +37,7 @@ function M.tree(expected, options)
   }, of_tree)
 end
 
---- Variances of batch norms by the formula: 1 + 0.1 v, so that none is negative.
+--- Variances of batch norms by formula: 1 + 0.1 v, so that none is negative.
 ---@param expected table[]
 ---@return table<string, Tensor> buffers of tree()
 function M.variances(expected)
@@ -57,16 +56,16 @@ function M.channels_last(x)
   return x:permute(order, {}):contiguous()
 end
 
---- An output as the reference's stands in the golden values: [B ... C] -> [B C ...].
+--- An output in the layout of the golden values: [B ... C] -> [B C ...].
 function M.as_reference(x)
-  -- One time embedding serves all of the golden batch of two.
+  -- The golden batch of two has the same time embedding twice.
   if x:dim() == 2 then return x:size(1) == 1 and cr.cat({ x, x }, 1) or x end
   local order = { 1, x:dim() }
   for i = 2, x:dim() - 1 do order[#order + 1] = i end
   return x:permute(order, {}):contiguous()
 end
 
---- An input by the formula, given in PyTorch's layout, turned channels-last.
+--- An input by formula, given in PyTorch's layout, converted to channels-last.
 function M.input(name, shape)
   return M.channels_last(formula.tensor('input:' .. name, shape))
 end
@@ -87,7 +86,7 @@ function M.read_keys(path)
   return list
 end
 
---- nil if both lists hold the same names with the same shapes (in any order), else a sentence.
+--- nil if both lists have the same names with the same shapes (in any order), else a sentence.
 function M.difference(a, b)
   local shapes = {}
   for _, e in ipairs(b) do shapes[e.name or e[1]] = table.concat(e.shape or e[2], ' ') end

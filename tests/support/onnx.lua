@@ -1,10 +1,10 @@
---- ONNX files for tests, written byte by byte: model { nodes = ..., inputs = ..., ... } gives a file's bytes.
+--- Composes ONNX files for tests, byte by byte: model { nodes = ..., inputs = ..., ... } returns a file's bytes.
 
 local ffi = require 'ffi'
 
 local M = {}
 
---- A whole number as Protocol Buffers write it; negative ones take ten bytes.
+--- An integer as a Protocol Buffers varint; negative ones take ten bytes.
 local function varint(n)
   local v = ffi.cast('uint64_t', ffi.cast('int64_t', n))
   local out = {}
@@ -46,7 +46,7 @@ function M.tensor(t)
   return table.concat(parts)
 end
 
---- Where a tensor's numbers lie in another file, for tensor's `more`.
+--- The location of a tensor's data in another file, for the field `more` of a tensor.
 function M.external(place)
   local parts = { int(14, 1) }
   for _, key in ipairs { 'location', 'offset', 'length' } do

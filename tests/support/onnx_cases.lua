@@ -1,4 +1,4 @@
---- The cases of tests/golden/onnx.safetensors: models, their inputs and what onnxruntime gives for them.
+--- The cases of tests/golden/onnx.safetensors: models, inputs and onnxruntime's results.
 
 local cr = require 'cr'
 local golden = require 'tests.support.golden'
@@ -6,7 +6,7 @@ local scratch = require 'tests.support.scratch'
 
 local M = {}
 
---- Numbers in -1 .. 1 by the rule of onnx_models.py's `ramp`, times a scale.
+--- Numbers in -1 .. 1 by the rule of `ramp` in onnx_models.py, times a scale.
 function M.ramp(shape, scale)
   return cr.scope(function()
     local n = 1
@@ -17,8 +17,8 @@ function M.ramp(shape, scale)
   end)
 end
 
---- Cases by name: {name, model = a path, inputs = tensors, outputs = tensors}; those of models that are not in it have no
---- model and inputs.
+--- Cases by name: {name, model = a path, inputs = tensors, outputs = tensors}. Cases whose model is not in the file
+--- have no model and inputs.
 function M.all()
   local file, cases, list = cr.weights.open(golden.folder .. 'onnx.safetensors'), {}, {}
   for _, key in ipairs(file.names) do
@@ -46,7 +46,7 @@ function M.all()
   return list, cases
 end
 
---- The largest difference of results from a case's, in the range of each; or what is wrong.
+--- The largest error of results relative to the range of each output; or a message if shapes or types differ.
 function M.off(case, results)
   local worst = 0
   if #results ~= #case.outputs then return ('%d results, not %d'):format(#results, #case.outputs) end

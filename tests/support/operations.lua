@@ -1,8 +1,8 @@
---- A test of every operation that base/operations.h lists, with dtypes, shapes and views drawn anew.
+--- Tests every operation of base/operations.h with random dtypes, shapes and views.
 --
--- What an operation should give is computed here in float64: by the function in this file, else by
--- the C library's function of its name. An operation that has neither is held to its own f64 form,
--- and the test says so. CR_SEED=N repeats a run.
+-- The expected results are computed here in float64: by a function in this file, else by the C library's function of
+-- the same name. An operation with neither is compared with its own f64 result, and the test says so. CR_SEED=N
+-- repeats a run.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -16,7 +16,7 @@ local M = {}
 local C = base.C
 local all = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' }
 
--- ---- what operations should give ----------------------------------------------------------------
+-- ---- expected results ----------------------------------------------------------------
 
 local function library(name, declaration)
   pcall(ffi.cdef, declaration:format(name))
@@ -39,7 +39,7 @@ local unary = {
   sign = function(x) return x > 0 and 1 or x < 0 and -1 or x end,
 }
 
--- What is left of a / b, by a division that floors.
+-- The remainder of a floored division a / b.
 local function remainder(a, b)
   local r = math.fmod(a, b)
   return r ~= 0 and (r < 0) ~= (b < 0) and r + b or r
@@ -64,7 +64,7 @@ local function total(g)
   return s
 end
 
--- Where the first of the best is; the first nan is better than all.
+-- The position of the first best element; the first NaN is better than all.
 local function position(better)
   return function(g)
     local at = 1
@@ -89,19 +89,19 @@ local reduce = {
   end,
 }
 
--- ---- what goes in -------------------------------------------------------------------------------
+-- ---- inputs -------------------------------------------------------------------------------
 
 local function one_of(list) return list[math.random(#list)] end
 
 local function draw_shape()
   local shape = {}
   for k = 1, math.random(0, 4) do shape[k] = one_of { 1, 2, 3, 5, 8, 17 } end
-  if math.random(6) == 1 then shape = { math.random(2000, 5000) } end -- more than a chunk
+  if math.random(6) == 1 then shape = { math.random(2000, 5000) } end -- more than one chunk
   if math.random(6) == 1 then shape = { math.random(2, 5), math.random(500, 1100) } end
   return shape
 end
 
--- Random numbers in a shape: floats around zero with a few that are special, whole ones within most.
+-- Random numbers in a shape: floats around zero with a few special values, integers within `most`.
 local function draw(shape, dtype, most)
   return cr.scope(function()
     local x = cuda.randn(shape) * 3
@@ -121,7 +121,7 @@ local function draw(shape, dtype, most)
   end)
 end
 
--- A view on a device of a tensor's numbers: as they are, with gaps, turned, a part, or one of them repeated.
+-- A view on a device with a tensor's numbers: dense, with gaps, transposed, a part, or one element repeated.
 local function layout(x, device)
   local rank = x:dim()
   if device ~= 'cpu' then x = x:to(device) end
@@ -142,7 +142,7 @@ local function layout(x, device)
   return x
 end
 
--- The same on the CPU, whose numbers are the reference's, and on the device.
+-- The same on the CPU, which gives the reference's numbers, and on the device.
 local function placed(x, device)
   local view = layout(x, device)
   return view:to 'cpu', view
@@ -150,12 +150,12 @@ end
 
 -- ---- comparing ----------------------------------------------------------------------------------
 
--- Relative errors that arithmetic in f32 and rounding to the dtype may come to.
+-- Allowed relative errors for f32 arithmetic and rounding to the dtype.
 local allowed = { f32 = 4e-6, f16 = 1e-3, bf16 = 5e-3, f64 = 1e-13 }
 local largest = { f32 = 2 ^ 128, f16 = 65520, bf16 = 2 ^ 128, f64 = math.huge }
-local bits = { u8 = 8, i8 = 8, i16 = 16, i32 = 32 } -- float64 holds no remainder of i64's 2^64
+local bits = { u8 = 8, i8 = 8, i16 = 16, i32 = 32 } -- float64 cannot compute remainders modulo 2^64 for i64
 
--- What a dtype makes of a number: too large ones become infinite, whole ones wrap, bool is "not 0".
+-- Converts a number to a dtype: large ones become infinite, integers wrap, bool is "not 0".
 local function stored(v, dtype)
   if dtype == 'bool' then return truth(v ~= 0) end
   if largest[dtype] then
@@ -170,7 +170,7 @@ end
 
 local function check(y, expected, what, loose)
   y = y:to 'cpu'
-  if flat.tolerance[y.dtype] then y = y:to 'f64' end -- with the one nan that LuaJIT knows
+  if flat.tolerance[y.dtype] then y = y:to 'f64' end -- with the canonical NaN, the only one that LuaJIT handles
   local dtype = what.dtype
   local tolerance = (allowed[dtype] or 0) * (loose or 1)
   local got = flat.values(y)
@@ -192,7 +192,7 @@ local function text_of(x)
   return ('%s [%s] strides [%s]'):format(x.dtype, table.concat(x.shape, ' '), table.concat(strides, ' '))
 end
 
--- A tensor to be filled: none, or one with gaps full of what is not the result.
+-- An output tensor: none, or one with gaps that is full of other values.
 local function target(shape, dtype, device)
   if math.random(2) == 1 then return nil end
   local out = cr.full(shape, flat.tolerance[dtype] and 0 / 0 or 1, { dtype = dtype })
@@ -211,7 +211,7 @@ end
 local function map(fn, a, b)
   local out = {}
   for i = 1, #a do
-    if b then out[i] = fn(a[i], b[i]) else out[i] = fn(a[i]) end -- C functions count arguments
+    if b then out[i] = fn(a[i], b[i]) else out[i] = fn(a[i]) end -- C functions count their arguments
   end
   return out
 end
@@ -224,7 +224,7 @@ local function own_f64(name)
   print(('# %s has no float64 reference: it is held to its f64 form'):format(name))
 end
 
--- Operations of one operand that whole numbers (and bool) stay whole under; of others they give f32.
+-- Unary operations whose result for integers (and bool) stays an integer; other operations return f32.
 local whole_under = { neg = true, abs = true, sign = true, relu = true, square = true, floor = true, ceil = true, trunc = true,
   round = true, logical_not = true }
 
@@ -256,7 +256,7 @@ local function test_unary(name, op, device)
   t.ok(taken > 0, name .. ' takes no dtype at all')
 end
 
--- Shapes that broadcast to each other, and what to.
+-- Shapes that broadcast to each other, and the resulting shape.
 local function broadcast_pair()
   local shape = draw_shape()
   local a, b = { unpack(shape) }, { unpack(shape) }
@@ -271,8 +271,8 @@ local function broadcast_pair()
   return a, b, both
 end
 
--- pow's whole numbers are such that float64 holds the result; a negative power's is truncated. By 0 a
--- division of whole numbers leaves 0.
+-- Integers for pow are chosen such that float64 holds the result; negative powers are truncated. An integer division
+-- by 0 gives 0.
 local divides = { remainder = true, fmod = true }
 local function whole(name, fn)
   if divides[name] then return function(a, b) return b == 0 and 0 or fn(a, b) end end
@@ -289,7 +289,7 @@ local function binary_reference(name)
   return fn
 end
 
-local real = { div = true, atan2 = true } -- whole numbers give floats
+local real = { div = true, atan2 = true } -- integers give floats
 local function expected_dtype(name, dtype)
   if compare[name] then return 'bool' end
   return real[name] and not flat.tolerance[dtype] and 'f32' or dtype
@@ -328,7 +328,7 @@ local function test_numbers(name, op, device)
       cr.scope(function()
         local x, given = placed(draw(draw_shape(), dtype, name == 'pow' and 3 or 100), device)
         local number, reversed = one_of { 2, 0.5, -0.5, -1, 3, -2.5, 0, 7, 1 }, math.random(2) == 1
-        -- Integers with a number that is not whole, a quotient or a power: in f32.
+        -- Integers with a fractional number, a quotient or a power are computed in f32.
         local float = flat.tolerance[dtype] ~= nil
         local result = dtype == 'bool' and 'i64' or dtype
         if not float and (number % 1 ~= 0 or real[name] or name == 'pow') then result = 'f32' end
@@ -340,7 +340,7 @@ local function test_numbers(name, op, device)
             return given[name](given, number)
           end)
         if compare[name] or binary[name] then t.equal(y.dtype, result, name) end
-        -- x ^ 0.5 is sqrt(x), which differs from pow's at -inf.
+        -- x ^ 0.5 is computed as sqrt(x), which differs from pow at -inf.
         local root = name == 'pow' and math.abs(number) == 0.5 and float and dtype ~= 'f64'
         local reference = divides[name] and not flat.tolerance[result] and whole(name, fn) or fn
         local expected = map(function(v)
@@ -390,7 +390,7 @@ local function test_reduce(name, op, device)
 end
 
 --- Declares a test for each operation of the table.
---- @param test function t.test, or the card's
+--- @param test function t.test, or the GPU's
 --- @param device string
 function M.run(test, device)
   print(('# CR_SEED=%d'):format(cuda.seed))

@@ -1,5 +1,5 @@
---- The table of operations in lua/README.md: what there is, for which dtypes, on the CPU and on a card. Names and dtypes
---- come from the library itself.
+--- The table of operations in lua/README.md: names, dtypes, and support on CPU and GPU. Names and dtypes come from
+--- the library itself.
 
 local base = require 'cr.ffi'
 local cr = require 'cr'
@@ -13,7 +13,7 @@ local function sorted(list)
   return '`' .. table.concat(list, '` `') .. '`'
 end
 
--- Names of an operation of the core's table, by what it makes of i32.
+-- The names of the core table's operations, by the dtype of their result for i32.
 local function by_result(names, count, call)
   local groups = {}
   for op = 0, tonumber(base.C[count]) - 1 do
@@ -39,7 +39,7 @@ local function names_of(functions, skip)
   return list
 end
 
--- In place: the operations' names with a line below.
+-- In-place methods: the names of operations with an underscore appended.
 local function is_in_place(name)
   return name:find '_$' ~= nil and (require 'cr.tensor.arithmetic'[name:sub(1, -2)] ~= nil)
 end

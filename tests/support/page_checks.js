@@ -1,5 +1,5 @@
-// What is wrong with a page as it stands, for those who see little, hear it, or have only keys: a list of sentences.
-// Evaluated in the page by tests/page_test.lua.
+// Accessibility problems of the page in its current state, for people with low vision, screen
+// readers or keyboards only: a list of sentences. tests/page_test.lua evaluates this in the page.
 (() => {
   const wrong = [];
   const seen = node => node.checkVisibility({ visibilityProperty: true }) && !node.closest('.unseen') && !node.closest('svg');
@@ -19,7 +19,8 @@
     const [high, low] = [luminance(a), luminance(b)].sort((x, y) => y - x);
     return (high + 0.05) / (low + 0.05);
   };
-  // What lies behind a node. Pictures may be of any colour: half-transparent things on them lie on white here, and on black.
+  // The background of a node. Images can have any colour: half-transparent nodes on them are tested
+  // on white and on black.
   const behind = (node, picture) => {
     const layers = [];
     for (let n = node; n; n = n.parentElement) {

@@ -1,4 +1,5 @@
-// Where the focus is now, and whether that can be seen: {at, shown}. Evaluated in the page by tests/page_test.lua.
+// Where the focus is, and whether it is visible: {at, shown}. tests/page_test.lua evaluates this in
+// the page.
 (() => {
   const node = document.activeElement;
   if (!node || node === document.body) return { at: '', shown: true };

@@ -1,3 +1,3 @@
---- Seconds after which a test gives up a program, a terminal or a file that it waits for. Only what hangs takes so long,
---- on a machine that does many other things too.
+--- Seconds after which a test gives up waiting for a program, a terminal or a file. Only something that hangs takes
+--- so long, even on a busy machine.
 return tonumber(os.getenv 'CR_PATIENCE') or 1800

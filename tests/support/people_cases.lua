@@ -1,15 +1,15 @@
---- Films of people whose places are known, and what a crowd (models/latentsync/people.lua) makes of them: whose mouth is
---- made in each frame, and whose is to be.
+--- Films of people with known positions, and the evaluation of a tracker (models/latentsync/people.lua) on them:
+--- whose mouth is selected in each frame, and whose should be.
 --
 --     local result = cases.go(finder, cases.list()[1])
 --     result.right, result.wrong, result.passed, result.visible
 --
--- A case has a name, frames, size {height, width}, scene(i) (from 0; layers of film.lua, of which those with a name are people,
--- and the wall's colour), choice, want(i): a list of who may be made, and is to be where they are visible; and where a film has
--- them opacity(i, name), effect(frame, i), owner(x, y): whose face lies there, cuts (frames; or one, around a frame), people (how
--- many), and late: how many frames it takes at most until somebody is known.
--- A face is visible if nine tenths of its mesh lie in the picture, behind nobody and nothing, and if it is at least three
--- quarters of what is mixed there. Frames are counted for each person.
+-- A case has a name, frames, size {height, width}, scene(i) (from 0; layers of film.lua, of which those with a name
+-- are people, and the wall's colour), choice, and want(i): a list of the people who may be selected, and must be
+-- where they are visible. Some also have opacity(i, name), effect(frame, i), owner(x, y): whose face is there, cuts
+-- (frames; or one, around a frame), people (their number), and late: the maximum number of frames until somebody is
+-- recognized. A face is visible if nine tenths of its mesh lie in the image, not covered by anything, and if its
+-- weight in a mixture is at least three quarters. Frames are counted per person.
 
 local choice = require 'models.latentsync.choice'
 local cr = require 'cr'
@@ -22,9 +22,9 @@ local VISIBLE, CLEAR = 0.9, 0.75
 
 -- ---- who is visible -------------------------------------------------------------------------------
 
-local meshes = {} -- by picture
+local meshes = {} -- by image
 
--- The mesh of somebody's i-th picture, in its pixels.
+-- The mesh of a person's i-th image, in its pixels.
 local function mesh_of(finder, layer, i)
   local picture = layer[1](i)
   local key = tostring(picture:pointer())
@@ -36,7 +36,7 @@ local function mesh_of(finder, layer, i)
   return meshes[key]
 end
 
--- Whether somebody's face can be seen in a frame of these layers.
+-- Whether a person's face is visible in a frame of these layers.
 local function visible(finder, case, layers, name, i)
   if case.opacity and case.opacity(i, name) < CLEAR then return false end
   for k, layer in ipairs(layers) do
@@ -62,7 +62,7 @@ end
 
 -- ---- a film -----------------------------------------------------------------------------------------
 
--- The name of whom a box belongs to: of the person in front.
+-- The name of the person to whom a box belongs: the one in front.
 local function name_of(box, layers, case)
   local x, y, name = (box[1] + box[3]) / 2, (box[2] + box[4]) / 2, nil
   if case.owner then return case.owner(x, y) end
@@ -73,12 +73,12 @@ local function name_of(box, layers, case)
   return name
 end
 
---- Goes over a film.
----@param finder table of MediaPipe's networks, for the truth
+--- Evaluates a film.
+---@param finder table a finder with MediaPipe's networks, for the ground truth
 ---@param case table
----@param looks table? the finder of the crowd (finder)
----@return table {picked = of each frame the names, or '-'; cuts = frames; errors = frames in which a number is somebody
----  else's; known = crowd:known(); right, wrong, passed, visible = numbers of frames}
+---@param looks table? the tracker's finder (default: finder)
+---@return table {picked = the names per frame, or '-'; cuts = frames; errors = frames in which a number belongs to another
+---  person; known = crowd:known(); right, wrong, passed, visible = numbers of frames}
 function M.go(finder, case, looks)
   local crowd = people.open { finder = looks or finder, choices = { choice.new(case.choice or 'largest') } }
   local numbers = {}
@@ -117,7 +117,7 @@ function M.go(finder, case, looks)
   return result
 end
 
---- The picks as runs: 'anna 20, - 4, anna 16'.
+--- The selection as runs: 'anna 20, - 4, anna 16'.
 function M.runs(result)
   local list = {}
   for _, name in ipairs(result.picked) do
@@ -136,7 +136,7 @@ local function always(...)
   return function() return names end
 end
 
--- A wall of one colour to put in front, kept until free().
+-- A wall of one colour as a foreground layer, kept until free().
 local kept = {}
 local function keep(tensor)
   kept[#kept + 1] = tensor
@@ -145,14 +145,14 @@ end
 local function plain(height, width, colour) return keep(cr.full({ height, width, 3 }, colour, { dtype = 'u8' })) end
 local function wall(height, width) return keep(require 'tests.support.formula_image'.image('wall', height, width)) end
 
---- Frees what the films were made of.
+--- Frees the images of the films.
 function M.free()
   for _, tensor in ipairs(kept) do tensor:free() end
   kept, meshes = {}, {}
   film.free()
 end
 
--- fn(f32 frame, i) -> f32, in place of a frame.
+-- Wraps fn(f32 frame, i) -> f32, which replaces a frame.
 local function changed(fn)
   return function(frame, i)
     local out = cr.scope(function() return fn(frame:to 'f32', i):clamp(0, 255):to 'u8' end)
@@ -161,10 +161,10 @@ local function changed(fn)
   end
 end
 
---- The share that a change from frame `first` on, of `length` frames, has of the second picture.
+--- The weight of the second image in a transition that begins at frame `first` and has `length` frames.
 function M.share(i, first, length) return math.max(0, math.min(1, (i - first + 1) / length)) end
 
--- A film that goes from one to the other by mix(one, other, share); `a` and `b` each give layers.
+-- A film that changes from one scene to another by mix(one, other, share); `a` and `b` return layers.
 local function change(first, length, size, a, b, mix)
   return function(frame, i)
     frame:free()
@@ -192,10 +192,10 @@ local function crossing(front)
   end
 end
 
--- Who is there before and from a frame on; nil: nobody.
+-- One person before a frame, another from it on; nil: nobody.
 local function then_from(before, at, after) return function(i) return { i < at and before or i >= at and after or nil } end end
 
--- Who may be made while one picture goes over into another.
+-- Who may be selected during a transition.
 local function both(one, other, first, length)
   return function(i)
     local share = M.share(i, first, length)
@@ -203,7 +203,7 @@ local function both(one, other, first, length)
   end
 end
 
--- Somebody's pictures in other sizes, one for each of `frames` frames.
+-- A person's images in varying sizes, one per frame.
 local function zoomed(name, frames, scale)
   local who, list = film.person(name), {}
   for i = 0, frames - 1 do
@@ -294,7 +294,7 @@ function M.list()
   }
 end
 
--- Frames of a real person, u8 [390 390 3] each, of 25 a second, forward and backward without an end.
+-- Frames of a real person, u8 [390 390 3], at 25 per second, forward and backward endlessly.
 local function real(path)
   local reader, list = require 'cr.media'.reader(path, { fps = 25 }), {}
   for i, frame in ipairs(reader:read(12)) do

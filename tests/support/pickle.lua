@@ -1,4 +1,4 @@
---- Pickles and PyTorch's archives, made byte by byte.
+--- Pickles and PyTorch archives, composed byte by byte.
 
 local scratch = require 'tests.support.scratch'
 
@@ -20,13 +20,13 @@ local function ints(list)
   return tuple(unpack(parts))
 end
 
---- A storage by its key, of so many elements.
+--- A storage with a key and a number of elements.
 function M.storage(key, elements, kind)
   local module, name = (kind or 'FloatStorage'):match '^(.-)%.?([^.]+)$'
   return tuple(text 'storage', global(module == '' and 'torch' or module, name), text(key), text 'cpu', int(elements)) .. 'Q'
 end
 
---- What rebuilds a tensor: the arguments that every version has, then those of this one.
+--- The arguments that rebuild a tensor: those of every version, then further ones.
 function M.arguments(storage, offset, shape, stride, ...)
   return tuple(storage, int(offset), ints(shape), ints(stride), '\137', global('collections', 'OrderedDict') .. ')R', ...)
 end
@@ -40,7 +40,7 @@ end
 --- A dictionary of keys and values as a whole pickle.
 function M.dict(...) return '\128\2}(' .. table.concat { ... } .. 'u.' end
 
---- Writes an archive as torch.save does; its path. members: {name, bytes} beside the pickle.
+--- Writes an archive like torch.save; returns its path. members: {name, bytes} beside the pickle.
 function M.archive(pickle, members, zip64)
   local list = { { 'm/data.pkl', pickle }, { 'm/byteorder', 'little' } }
   for _, m in ipairs(members or {}) do list[#list + 1] = m end

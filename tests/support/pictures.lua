@@ -1,4 +1,4 @@
---- Drawn pictures and how far a result is from a formula.
+--- Synthetic images, and the distance of a result from a formula.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -12,16 +12,16 @@ function M.picture(name, h, w, c, dtype)
   return cr.scope(function() return (x * 128 + 128):to 'u8' end)
 end
 
---- Value of a picture at (y, x, c), all from 0.
+--- The value of an image at (y, x, c), all from 0.
 function M.reader(x)
   local p, w, c = x:pointer(), x:size(2), x:size(3)
   return function(y, i, k) return p[(y * w + i) * c + k] end
 end
 
---- A number within limits.
+--- Clamps a number.
 function M.clamp(v, low, high) return math.max(low, math.min(high, v)) end
 
---- Largest difference of x [h w c] from fn(y, x, c).
+--- The largest difference of x [h w c] from fn(y, x, c).
 function M.worst(x, fn)
   local at, most = M.reader(x), 0
   for y = 0, x:size(1) - 1 do

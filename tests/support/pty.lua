@@ -1,4 +1,4 @@
---- A program on a terminal of its own, without tmux: what it prints, and what is typed.
+--- A program on a pseudo-terminal: its output, and typed input.
 
 local ffi = require 'ffi'
 local uv = require 'cr.loop'.uv
@@ -27,7 +27,7 @@ Terminal.__index = Terminal
 
 --- Starts a program.
 --- @param program string
---- @param env table<string, string>? in place of what our own environment has
+--- @param env table<string, string>? overrides of our own environment
 --- @return table terminal
 function M.start(program, env)
   local variables = {}
@@ -45,7 +45,7 @@ function M.start(program, env)
   return self
 end
 
---- Reads until `wanted` has come, as long as the program lives.
+--- Reads until `wanted` has arrived, as long as the program lives.
 --- @param wanted string|string[] one text or another
 --- @return boolean
 function Terminal:wait(wanted)
@@ -58,7 +58,7 @@ function Terminal:wait(wanted)
   end
   while not come() do
     if uv.hrtime() > limit then return false end
-    uv.run 'nowait' -- to hear of its end
+    uv.run 'nowait' -- to notice its end
     if ffi.C.poll(fds, 1, 50) <= 0 then
       if self.code then return false end
     else
@@ -70,11 +70,11 @@ function Terminal:wait(wanted)
   return true
 end
 
--- The prompt takes the terminal over with the line: what comes before that is read by the terminal's own editing, which
--- turns a Ctrl-D into nothing that the prompt would see.
+-- The prompt switches the terminal's mode with each line. Input that arrives earlier is processed by the terminal's own editing, which
+-- swallows a Ctrl-D.
 function Terminal:ready() return self:wait 'crescent> ' end
 
---- Types a line once the prompt asks for it, and forgets what was printed before.
+--- Types a line once the prompt is shown, and discards earlier output.
 function Terminal:line(text)
   self:ready()
   self.text = ''
@@ -86,7 +86,7 @@ end
 --- @return integer exit status
 function Terminal:close()
   if self:ready() then ffi.C.write(self.master, '\4', 1) end
-  if not self:wait '\0' and not self.code then self.process:kill 'sigkill' end -- what it still prints must not stop it
+  if not self:wait '\0' and not self.code then self.process:kill 'sigkill' end -- its remaining output must not block it
   while not self.code do uv.run 'once' end
   self.process:close()
   uv.run 'nowait'

@@ -1,25 +1,25 @@
---- Files that tests make: a folder of their own, and the few binary formats that they are made of.
+--- Temporary files of tests in their own folder, and the few binary formats that they need.
 
 local bit = require 'bit'
 local ffi = require 'ffi'
 
 local M = {}
 
--- In memory where that is possible: file systems on disks make a rewritten file wait.
+-- In memory if possible, because disk file systems delay the rewriting of files.
 local unique = os.tmpname()
 os.remove(unique)
 local folder = (require 'lfs'.attributes('/dev/shm', 'mode') and '/dev/shm/' or '/tmp/') .. unique:match '[^/]*$'
 assert(require 'lfs'.mkdir(folder))
 M.folder = folder
 
--- Removed with the Lua state, however the test ends.
+-- Is removed with the Lua state, however the test ends.
 M.guard = newproxy(true)
 getmetatable(M.guard).__gc = function() os.execute("rm -rf '" .. folder .. "'") end
 
 --- A path in the folder.
 function M.path(name) return folder .. '/' .. name end
 
---- Writes bytes to a file of the folder; its path.
+--- Writes bytes to a file in the folder; returns its path.
 function M.write(name, bytes)
   local path = M.path(name)
   local handle = assert(io.open(path, 'wb'))
@@ -30,7 +30,7 @@ end
 
 local trees = 0
 
---- A new folder with files in it, {['whisper/tiny.pt'] = bytes, ...}; its path.
+--- Creates a folder with files, {['whisper/tiny.pt'] = bytes, ...}; returns its path.
 function M.tree(files)
   trees = trees + 1
   local name = 'tree' .. trees
@@ -64,13 +64,13 @@ function M.le(value, width)
   return table.concat(bytes)
 end
 
---- A WAV file, 16 kHz mono, of 16-bit samples given as bytes.
+--- A WAV file, 16 kHz mono, with the given 16-bit samples as bytes.
 function M.wav(samples)
   return 'RIFF' .. M.le(36 + #samples, 4) .. 'WAVEfmt ' .. M.le(16, 4) .. M.le(1, 2) .. M.le(1, 2) .. M.le(16000, 4) ..
     M.le(32000, 4) .. M.le(2, 2) .. M.le(16, 2) .. 'data' .. M.le(#samples, 4) .. samples
 end
 
---- A WAV of samples, mono at 16 kHz; what is beyond full scale is cut there.
+--- A WAV file of samples, mono at 16 kHz; values beyond full scale are clipped.
 --- @param x Tensor f32 [n]
 function M.wav_of(x)
   local bytes = {}
@@ -84,7 +84,7 @@ function M.floats(...)
   return ffi.string(ffi.new('float[?]', n, ...), 4 * n)
 end
 
---- A safetensors file: its header as text, then the numbers.
+--- A safetensors file: its header as text, then the data.
 function M.safetensors(header, numbers) return M.le(#header, 8) .. header .. (numbers or '') end
 
 local crc_table
@@ -108,15 +108,15 @@ end
 
 ffi.cdef 'int compress2(uint8_t *out, unsigned long *size, const char *bytes, unsigned long n, int level);'
 
---- Bytes as a zip archive's method 8 packs them.
+--- Compresses bytes as in method 8 of zip archives.
 function M.deflate(bytes)
   local size = ffi.new('unsigned long[1]', #bytes + 1024)
   local out = ffi.new('uint8_t[?]', size[0])
   assert(ffi.load 'z'.compress2(out, size, bytes, #bytes, 9) == 0)
-  return ffi.string(out + 2, tonumber(size[0]) - 6) -- without zlib's own head and checksum
+  return ffi.string(out + 2, tonumber(size[0]) - 6) -- without zlib's header and checksum
 end
 
---- A zip archive with members {name, bytes, deflated = false}. zip64: with sizes and places in zip64 fields.
+--- A zip archive with members {name, bytes, deflated = false}. zip64: sizes and offsets are in zip64 fields.
 function M.zip(members, zip64)
   local parts, central, at = {}, {}, 0
   local big = 0xffffffff
@@ -147,7 +147,7 @@ function M.zip(members, zip64)
   return table.concat(parts) .. directory .. tail
 end
 
---- What a command prints (stdout and stderr) and its exit status.
+--- A command's output (stdout and stderr) and exit status.
 function M.command(line)
   local log = M.path 'command.log'
   local status = os.execute(line .. ' >' .. log .. ' 2>&1 </dev/null')

@@ -1,4 +1,4 @@
---- A `crescent serve` of its own for a test, on a port that is free, with a tiny checkpoint; and a client of it.
+--- A `crescent serve` for a test, on a free port, with a tiny checkpoint; and a client for it.
 
 local cr = require 'cr'
 local checkpoint = require 'tests.support.checkpoint'
@@ -12,7 +12,7 @@ local M = {}
 
 M.video, M.sound = cr.root .. '/models/mini/demo.mp4', cr.root .. '/models/mini/demo.flac'
 
---- What makes a job short: a fifth of a second, one step.
+--- Settings of a short job: a fifth of a second, one step.
 M.short = { duration = 0.2, steps = 1 }
 
 -- ---- the client --------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ local function parse(text)
   return answer
 end
 
---- Connects; {write(text), read() -> bytes or nil at the end, close()}.
+--- Connects; returns {write(text), read() -> bytes or nil at the end, close()}.
 function M.connect(port)
   local tcp, got = uv.new_tcp(), cr.channel(10000)
   local connected = cr.channel(1)
@@ -63,7 +63,7 @@ end
 
 local running = {} -- pids
 
--- They end with the test, however that does.
+-- The servers end with the test, however it ends.
 M.guard = newproxy(true)
 getmetatable(M.guard).__gc = function()
   for pid in pairs(running) do os.execute('kill -9 ' .. pid .. ' 2>/dev/null') end
@@ -85,7 +85,7 @@ function Server:text(method, path, o)
   return table.concat(lines, '\r\n') .. '\r\n\r\n' .. (body or '')
 end
 
---- Asks; {status, headers, body, json}.
+--- Sends a request; returns {status, headers, body, json}.
 --- @param o table? {json = body as a table, body = bytes, headers =, host =, token = (false: none)}
 function Server:ask(method, path, o)
   local connection = M.connect(self.port)
@@ -96,7 +96,7 @@ function Server:ask(method, path, o)
   return parse(table.concat(parts))
 end
 
---- Uploads a file; its id.
+--- Uploads a file; returns its id.
 function Server:upload(path)
   local answer = self:ask('PUT', '/v1/files?name=' .. path:match '[^/]*$', { body = read_file(path),
     headers = { ['Content-Type'] = 'application/octet-stream' } })
@@ -104,7 +104,7 @@ function Server:upload(path)
   return answer.json.id
 end
 
---- A job's request of the two demonstration files.
+--- A job request for the two demonstration files.
 function Server:request(settings, more)
   self.demo_video = self.demo_video or self:upload(M.video)
   self.demo_sound = self.demo_sound or self:upload(M.sound)
@@ -116,15 +116,15 @@ function Server:request(settings, more)
   return all
 end
 
---- Begins a job; its id.
+--- Creates a job; returns its id.
 function Server:begin(settings, more)
   local answer = self:ask('POST', '/v1/jobs', { json = self:request(settings, more) })
   if answer.status ~= 201 then error('job: ' .. answer.body) end
   return answer.json.id
 end
 
---- Waits until a job is as wanted; the job.
---- @param wanted (fun(job: table): boolean)? it has ended
+--- Waits until a job is as wanted; returns the job.
+--- @param wanted (fun(job: table): boolean)? default: it has ended
 function Server:wait(id, wanted)
   local limit = uv.hrtime() + patience * 1e9
   while true do
@@ -135,14 +135,14 @@ function Server:wait(id, wanted)
   end
 end
 
--- Whether the process has ended, and how: its shell writes that down.
+-- Whether the process has ended, and how; its shell writes the status to a file.
 local function look(self)
   local text = not self.code and read_file(self.base .. '.code')
   if text and text:find '%d' then self.code = tonumber(text:match '%d+') end
   return self.code ~= nil
 end
 
---- Ends the process; waits until it has ended.
+--- Ends the process and waits until it has ended.
 --- @param signal string? 'sigterm'
 function Server:stop(signal)
   if not look(self) then uv.kill(self.pid, signal or 'sigterm') end
@@ -150,13 +150,13 @@ function Server:stop(signal)
   running[self.pid] = nil
 end
 
---- Waits until the worker has the model.
+--- Waits until the worker has loaded the model.
 function Server:ready()
   while self:ask('GET', '/readyz').status ~= 200 do cr.sleep(0.05) end
   return self
 end
 
---- What it has written to stderr.
+--- Its output on stderr.
 function Server:said() return read_file(self.base .. '.log') or '' end
 
 local count = 0
@@ -182,7 +182,7 @@ function M.start(args, o)
   end
   for _, word in ipairs(args or {}) do words[#words + 1] = word end
   for i, word in ipairs(words) do words[i] = "'" .. word .. "'" end
-  -- Not by luv: a test may leave no handle open, and a server is for several.
+  -- Not started by luv: a test must not leave a handle open, and a server is shared by several tests.
   os.execute(("(%s %s 2>'%s.log' & echo $! >'%s.pid'; wait $!; echo $? >'%s.code') </dev/null >/dev/null 2>&1 &"):format(
     (o.token and "CRESCENT_TOKEN='" .. o.token .. "' " or '') .. (o.env or ''), table.concat(words, ' '), self.base, self.base, self.base))
   while not self.port and not look(self) do

@@ -1,6 +1,6 @@
 --- A small TAP test runner: `t.test(name, fn)` runs a test, `t.done()` ends the file.
 --
--- After each test no storage may be live that was not before it.
+-- After each test, only storages may be live that were live before it.
 
 local cr = require 'cr'
 
@@ -9,7 +9,7 @@ local current
 
 io.stdout:setvbuf 'line'
 
--- CR_PART=2/4: only every fourth test, from the second on, for slow tools that run parts side by side.
+-- CR_PART=2/4 runs every fourth test from the second on, for slow tools that run parts in parallel.
 local part, parts = (os.getenv 'CR_PART' or ''):match '^(%d+)/(%d+)$'
 local seen = 0
 
@@ -25,8 +25,8 @@ local function diagnose(text)
   for line in tostring(text):gmatch '[^\n]+' do print('#   ' .. line) end
 end
 
---- Runs one test; it passes if fn ends without a failed check, an error, a live storage or an open
---- handle of the event loop.
+--- Runs one test. It passes if fn ends without a failed check, an error, a new live storage or an open handle of the
+--- event loop.
 function t.test(name, fn)
   seen = seen + 1
   if part and (seen - part) % parts ~= 0 then return end
@@ -45,7 +45,7 @@ function t.test(name, fn)
   if not ok then table.insert(current.problems, tostring(type(err) == 'table' and err.message or err)) end
   if ok and current.checks == 0 then table.insert(current.problems, 'the test checked nothing') end
   fn = nil -- luacheck: ignore
-  require 'jit'.flush() -- compiled traces hold on to closures that they met, and so to tensors
+  require 'jit'.flush() -- compiled traces keep references to closures, and so to tensors
   collectgarbage()
   collectgarbage()
   local left = cr.memory().count - before
@@ -54,7 +54,7 @@ function t.test(name, fn)
   end
   local loop = package.loaded['cr.loop']
   if ok and loop then
-    loop.uv.run 'nowait' -- handles that were closed go away
+    loop.uv.run 'nowait' -- lets closed handles go away
     if loop.handles() > 0 then
       table.insert(current.problems, ('%d handles of the loop are open after the test'):format(loop.handles()))
     end
@@ -63,7 +63,7 @@ function t.test(name, fn)
   for _, p in ipairs(current.problems) do diagnose(p) end
 end
 
---- Leaves the current test as skipped.
+--- Ends the current test as skipped.
 function t.skip(reason)
   current.skipped = reason
   error(SKIP, 0)
@@ -72,7 +72,7 @@ end
 local function check(ok, text)
   current.checks = current.checks + 1
   if not ok then
-    -- The checks below are often tail calls, so the level of their caller is not fixed.
+    -- The checks below are often tail calls, so the caller's level varies.
     local level, info = 2
     repeat
       level, info = level + 1, debug.getinfo(level, 'Sl')
@@ -89,8 +89,8 @@ function t.equal(a, b, message)
   return check(a == b, ('%s: %s, expected %s'):format(message or 'not equal', tostring(a), tostring(b)))
 end
 
---- Relative L2 error of tensor `a` against `b` in float64; for all-zero b the norm of a. An
---- infinity or nan on either side gives infinity.
+--- The relative L2 error of tensor `a` against `b` in float64; if b is all zero, the norm of a. Infinity or NaN on
+--- either side gives infinity.
 function t.relative_error(a, b)
   return cr.scope(function()
     local x, y = a:to 'f64':contiguous(), b:to 'f64':contiguous()
@@ -106,7 +106,8 @@ function t.relative_error(a, b)
   end)
 end
 
---- Numbers within `tolerance`, or tensors of the same shape within that relative L2 error.
+--- Checks that numbers differ by at most `tolerance`, or that tensors of the same shape have at most that relative L2
+--- error.
 function t.near(a, b, tolerance, message)
   message = message or 'not near'
   if cr.is_tensor(a) then
@@ -129,7 +130,7 @@ function t.raises(fn, pattern)
   return check(text:find(pattern) ~= nil, ('raised "%s", expected %s'):format(text, pattern))
 end
 
---- Calls fn for each choice of one value from every list, the last list's fastest, in a scope of its own.
+--- Calls fn for each combination of one value per list, the last list varying fastest, each in its own scope.
 ---
 ---     t.each({ 'f32', 'f16' }, { 1, 17 }, function(dtype, n) ... end)
 --- @param ... table lists, then the function
@@ -147,7 +148,7 @@ function t.each(...)
   choose(1)
 end
 
---- Waits until fn() is true; whether it came to that (tests/support/patience.lua).
+--- Waits until fn() returns true; returns false after the time limit (tests/support/patience.lua).
 --- @return boolean
 function t.wait(fn)
   local now = require 'cr.clock'
@@ -163,39 +164,39 @@ local shared = cr.root .. '/../shared/'
 local has_shared = io.open(shared .. 'demo/demo1_audio.wav', 'rb')
 if has_shared then has_shared:close() end
 
---- A test of the optional tier: of clips of real people, which only the developers have, in ../shared.
---- Elsewhere there is no such test. fn gets a function from a name in that folder to its path.
+--- A test of the optional tier: clips of real people, which only the developers have, in ../shared. Elsewhere the
+--- test does not exist. fn gets a function that maps a name in that folder to its path.
 function t.with_shared(name, fn)
   if not has_shared then return end
   t.test(name, function() fn(function(path) return shared .. path end) end)
 end
 
---- Whether `make models` has brought this file of models/fetched.
+--- Whether `make models` has fetched this file of models/fetched.
 function t.has_fetched(path)
   local f = io.open(cr.root .. '/models/fetched/' .. path, 'rb')
   if f then f:close() end
   return f ~= nil
 end
 
---- Path of a file that `make models` brings; skips the test without it.
+--- The path of a file that `make models` fetches; skips the test without it.
 function t.fetched(path)
   if not t.has_fetched(path) then t.skip('models/fetched/' .. path .. ' is absent: run `make models`') end
   return cr.root .. '/models/fetched/' .. path
 end
 
---- Path of a face model of the set-up; skips the test where it is absent.
+--- The path of a fetched face network; skips the test without it.
 function t.face_model(name) return t.fetched('face/' .. name .. '.tflite') end
 
---- Folder of the face models, likewise.
+--- The folder of the face networks; skips the test without them.
 function t.face_models() return (t.face_model 'face_landmark':gsub('/[^/]*$', '')) end
 
---- Declares that the current test keeps storages on purpose (a cache filled on first use).
+--- Declares that the current test keeps storages on purpose (a cache that is filled on first use).
 function t.keeps_storages() current.allow_leak = true end
 
---- The golden values' formula; see tests/support/formula.lua.
+--- The formula of the golden values; see tests/support/formula.lua.
 t.formula = require 'tests.support.formula'.tensor
 
---- Ends the file: the plan, and exit status 1 if a test failed.
+--- Ends the file: prints the plan; the exit status is 1 if a test failed.
 function t.done()
   print('1..' .. t.count)
   os.exit(t.failed == 0 and 0 or 1, true)

@@ -1,13 +1,13 @@
---- What the calls of PyTorch's samples are made of: dimensions from 1, numbers, pictures channels-last.
+--- Conversions of PyTorch's arguments in sample calls: dimensions from 1, numbers, images channels-last.
 
 local M = {}
 
 local SKIP = {}
 
---- Ends a call that asks for what no argument here can say.
+--- Skips a call that cannot be expressed here.
 function M.skip(why) error(setmetatable({ why = why }, SKIP), 0) end
 
---- Why a call was skipped; nil of any other error.
+--- The reason why a call was skipped; nil for any other error.
 function M.skipped(err) return getmetatable(err) == SKIP and err.why or nil end
 
 function M.plain(list)
@@ -17,7 +17,7 @@ function M.plain(list)
   return out
 end
 
--- A dimension from 1.
+-- Converts a dimension to count from 1.
 function M.dim(d)
   if type(d) == 'table' then
     local out = {}
@@ -27,7 +27,7 @@ function M.dim(d)
   return d and (d >= 0 and d + 1 or d) or nil
 end
 
--- Argument i, or the one of a name.
+-- Argument i, or the keyword argument with a name.
 function M.arg_of(a, k, i, name)
   if a[i] ~= nil then return a[i] end
   return k[name]

@@ -1,4 +1,4 @@
---- How torch's operations on tensors are said with cr: elementwise ones, reductions, orders, shapes.
+--- The cr equivalents of torch's tensor operations: elementwise, reductions, sorting, shapes.
 
 local cr = require 'cr'
 local given = require 'tests.support.torch_arguments'
@@ -154,7 +154,7 @@ calls.median = function(a, k)
   if d ~= nil then
     if arg_of(a, k, 3, 'keepdim') then skip 'keepdim' end
     local v = a[1]:median(dim(d))
-    return v, { any = true } -- which of equal ones torch names is not told
+    return v, { any = true } -- which of several equal elements torch returns is unspecified
   end
   return a[1]:median()
 end

@@ -1,4 +1,4 @@
---- How torch's operations on parts, its makers of tensors and its layers are said with cr.
+--- The cr equivalents of torch's indexing, tensor creation and layers.
 
 local cr = require 'cr'
 local given = require 'tests.support.torch_arguments'
@@ -47,7 +47,7 @@ end
 calls.masked_select = function(a) return a[1]:masked_select(a[2]) end
 calls.where = function(a)
   if a.n == 1 then skip 'places' end
-  return cr.where(a[2], a[1], a[3]) -- the database puts the condition second
+  return cr.where(a[2], a[1], a[3]) -- the database has the condition as the second argument
 end
 
 -- ---- making tensors
@@ -68,7 +68,7 @@ calls.logspace = function(a, k)
   return cr.logspace(a[1], a[2], a[3], { dtype = k.dtype })
 end
 calls.arange = function(a, k)
-  -- torch leaves the end out
+  -- torch excludes the end.
   local start, stop, step = a[1], arg_of(a, k, 2, 'end'), arg_of(a, k, 3, 'step') or 1
   if type(stop) == 'boolean' or type(start) == 'boolean' then skip 'truth as a number' end
   if stop == nil then start, stop = 0, start end
@@ -221,7 +221,7 @@ calls[F .. 'pixel_shuffle'] = function(a, k)
   floats_only(a[1])
   if a[1]:dim() ~= 4 then skip 'without a batch' end
   local r, x = arg_of(a, k, 2, 'upscale_factor'), last(a[1])
-  -- torch's channels come before their places in the square.
+  -- In torch, channels come before the positions in the square.
   local s = x.shape
   x = x:view(s[1], s[2], s[3], s[4] / (r * r), r * r):permute(1, 2, 3, 5, 4):contiguous():view(s, {})
   return first(nn.pixel_shuffle(x, r))

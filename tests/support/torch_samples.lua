@@ -1,7 +1,7 @@
---- Runs PyTorch's sample inputs (tests/golden/torch_samples.py) and compares with its results.
+--- Runs PyTorch's sample inputs (tests/golden/torch_samples.py) and compares the results.
 --
--- What is written here is how a call of torch's is said with cr: dimensions from 1, pictures channels-last. A call that
--- asks for what no argument here can say is inexpressible: `skip` says why.
+-- It translates calls of torch to cr: dimensions from 1, images channels-last. A call that cannot be expressed here
+-- is skipped with the reason.
 
 local cr = require 'cr'
 local json = require 'cjson'
@@ -31,10 +31,10 @@ end
 -- PyTorch's own tolerances (torch.testing.assert_close): relative, absolute.
 local TOLERANCES = { f64 = { 1e-7, 1e-7 }, f32 = { 1.3e-6, 1e-5 }, f16 = { 1e-3, 1e-5 }, bf16 = { 1.6e-2, 1e-5 } }
 
--- What is wrong with a result, or nil.
+-- A description of the difference of a result, or nil.
 local function fault(got, want)
   if type(got) == 'table' and got.any then return nil end
-  if type(got) == 'table' and got.places then -- an order of equal elements is free: what stands at the places counts
+  if type(got) == 'table' and got.places then -- the order of equal elements is free: the elements at these positions are compared
     if got.places.shape[1] ~= want.shape[1] then return 'other sizes' end
     local x, d = got.x, got.d
     return fault(x:gather(d, got.places + 1), x:gather(d, want + 1))
@@ -55,7 +55,7 @@ local function fault(got, want)
   local x, y = got:to 'f64', want:to 'f64'
   local near = (x - y):abs():le(y:abs() * tolerance[1] + tolerance[2]):logical_or(x:eq(y)):logical_or(x:isnan():logical_and(y:isnan()))
   if near:min():item() then return nil end
-  return ('off by %.3g'):format((x - y):abs():nan_to_num(1e9, 1e9, 1e9):max():item())
+  return ('largest error %.3g'):format((x - y):abs():nan_to_num(1e9, 1e9, 1e9):max():item())
 end
 
 --- Runs the cases of a file.

@@ -1,4 +1,4 @@
---- Films that tests write, picture by picture, and read again.
+--- Writes test films frame by frame, and reads them again.
 
 local cr = require 'cr'
 local inputs = require 'tests.support.media_inputs'
@@ -8,7 +8,7 @@ local t = require 'tests.support.tap'
 local path = inputs.path
 local M = {}
 
---- A smooth moving picture, u8 [h w 3], that says its number: a block whose brightness is `i`.
+--- A smooth moving image, u8 [h w 3], that encodes its index: a block with brightness `i`.
 function M.picture(i, h, w)
   local x = cr.empty(h, w, 3, { dtype = 'u8' })
   local p = x:pointer()
@@ -24,7 +24,7 @@ function M.picture(i, h, w)
   return x
 end
 
---- Writes n such pictures to a file of the tests' folder.
+--- Writes n such images to a file of the tests' folder.
 function M.write(name, options, n, h, w)
   local writer = media.writer(path(name), options)
   for i = 0, n - 1 do
@@ -35,7 +35,7 @@ function M.write(name, options, n, h, w)
   writer:close()
 end
 
---- All frames of one.
+--- Reads all frames of a file.
 function M.read_all(name, options)
   local reader = media.reader(path(name), options)
   local frames = {}
@@ -47,12 +47,12 @@ function M.read_all(name, options)
   return frames
 end
 
---- Gives them back.
+--- Frees frames.
 function M.free_all(frames)
   for _, frame in ipairs(frames) do frame:free() end
 end
 
---- Peak signal-to-noise ratio of two u8 pictures of the same size, in decibels.
+--- The peak signal-to-noise ratio of two u8 images of the same size, in dB.
 function M.psnr(a, b)
   local p, q, n, sum = a:pointer(), b:pointer(), a:numel(), 0
   for i = 0, n - 1 do
@@ -62,7 +62,7 @@ function M.psnr(a, b)
   return sum == 0 and math.huge or 10 * math.log10(255 * 255 * n / sum)
 end
 
---- Holds frames to the pictures that were written, to so many decibels.
+--- Checks that frames match the written images to a minimum PSNR.
 function M.compare(name, frames, n, h, w, least)
   t.equal(#frames, n, name .. ': number of frames')
   for i, frame in ipairs(frames) do

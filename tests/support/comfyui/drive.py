@@ -27,7 +27,7 @@ async def start(session, comfyui, folder, nodes):
     os.makedirs(os.path.join(folder, "custom_nodes"))
     for name, path in nodes.items():
         os.symlink(path, os.path.join(folder, "custom_nodes", name))
-    # Port 0 is no port to ComfyUI: try some until one is free.
+    # ComfyUI does not accept port 0, so ports are tried until one is free.
     for _ in range(20):
         port = 20000 + int.from_bytes(os.urandom(2), "big") % 40000
         with open(os.path.join(folder, "log"), "wb") as log:
@@ -82,7 +82,7 @@ async def run(session, url, socket, client, job):
             result["status"] = kind.removeprefix("execution_")
             result["error"] = (data.get("exception_message") or "").strip()
             break
-    while True:  # the history follows the event
+    while True:  # the history is updated after the event
         async with session.get(f"{url}/history/{prompt}") as answer:
             history = await answer.json()
         if prompt in history:

@@ -1,5 +1,5 @@
---- What a source file uses: every require of a Lua file, every #include of a C or CUDA file, with its line.
--- Both languages are read by their tokens, so that comments and strings cannot hide a use or feign one.
+--- Finds what a source file uses: every require of a Lua file, every #include of a C or CUDA file, with its line.
+--- Both languages are tokenized, so that comments and strings neither hide a use nor look like one.
 
 local M = {}
 
@@ -9,7 +9,7 @@ local function count_lines(text) return select(2, text:gsub('\n', '')) end
 function M.lua_tokens(text)
   local tokens, at, line = {}, 1, 1
   local function add(kind, value) tokens[#tokens + 1] = { kind = kind, value = value, line = line } end
-  local function long_bracket(from) -- its contents and where it ends; nil if there is none
+  local function long_bracket(from) -- its contents and its end; nil if there is none
     local level = text:match('^%[(=*)%[', from)
     if not level then return nil end
     local _, last, inside = text:find('^%[' .. level .. '%[\n?(.-)%]' .. level .. '%]', from)
@@ -48,16 +48,16 @@ function M.lua_tokens(text)
   return tokens
 end
 
---- The modules that Lua source may load: a list of { name, line }, `prefix` where the name is only the
---- beginning of what is computed. A file that requires a computed name (or asks package.loaded for one)
---- may load each module that a string of it names: those come with `guess`. Second: the lines on which
---- `require` is handed on under another name.
+--- The modules that Lua source may load: a list of { name, line }, with `prefix` if only the beginning of the name is
+--- constant. A file that requires a computed name (or looks one up in package.loaded) may load each module that one
+--- of its strings names: these entries have `guess`. Second result: the lines on which `require` is passed on under
+--- another name.
 function M.requires(tokens)
   local uses, aliases, computed = {}, {}, false
   local function token(i) return tokens[i] or { kind = 'end', value = '' } end
   for i, this in ipairs(tokens) do
     local before, after = token(i - 1).value, token(i + 1)
-    local argument -- index of what is required
+    local argument -- index of the argument of require
     if this.kind == 'name' and this.value == 'require' and before ~= '.' and before ~= ':' then
       if after.kind == 'string' then
         argument = i + 1
@@ -95,7 +95,8 @@ end
 local LOADERS = { dofile = true, loadfile = true, loadstring = true, getfenv = true, setfenv = true }
 local OF_PACKAGE = { loaders = true, preload = true, searchpath = true }
 
---- The lines on which Lua source may come to code past a require whose name is written there: a list of { line, what }.
+--- The lines on which Lua source can load code other than by a require with a constant name: a list of { line, what
+--- }.
 function M.detours(tokens)
   local list = {}
   for i, this in ipairs(tokens) do
@@ -116,8 +117,8 @@ function M.detours(tokens)
   return list
 end
 
---- The lines on which Lua source calls the C library itself: an index `C` of anything but LuaJIT's
---- own ffi, a function or constant of crescent.h by name, or ffi.load of the library.
+--- The lines on which Lua source calls the C library itself: an index `C` of anything but LuaJIT's own ffi, a name
+--- from crescent.h, or ffi.load of the library.
 function M.raw_calls(tokens)
   local lines = {}
   for i, this in ipairs(tokens) do
@@ -137,9 +138,9 @@ function M.raw_calls(tokens)
   return lines
 end
 
---- The #includes of C or CUDA source: a list of { name, line, quoted }; name is nil where a macro stands for it.
+--- The #includes of C or CUDA source: a list of { name, line, quoted }; name is nil if it is a macro.
 function M.includes(text)
-  -- Comments become blanks of as many lines. Strings stay, so that a `/*` inside one is none.
+  -- Comments are replaced by blank lines. Strings stay, so that a `/*` inside one does not start a comment.
   local out, at = {}, 1
   while at <= #text do
     local from = text:find('["\'/]', at)
@@ -177,8 +178,8 @@ function M.includes(text)
   return uses
 end
 
---- The circles of a graph { [node] = { [other] = true } }: lists of nodes, each of which reaches all others
---- of its list, in order of name (Tarjan 1972).
+--- The cycles of a graph { [node] = { [other] = true } }: lists of nodes, sorted by name, that all reach each other
+--- (strongly connected components, Tarjan 1972).
 function M.circles(graph)
   local index, low, on, stack, count, found = {}, {}, {}, {}, 0, {}
   local function sorted(set)

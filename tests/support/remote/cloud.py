@@ -36,7 +36,7 @@ moto_port = None
 
 
 PART = 16 << 20
-BLOCK = random.Random(7).randbytes(65521)  # (a prime number of bytes: no part looks like another)
+BLOCK = random.Random(7).randbytes(65521)  # a prime number of bytes, so that no two parts are equal
 
 
 def pattern(first, count):
@@ -203,7 +203,7 @@ class Gate(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header('Content-Length', str(size))
         self.end_headers()
-        if failed:  # it was carried out, and nobody learns of it
+        if failed:  # it was carried out, but the client does not learn it
             self.wfile.write(data[:size // 2] if self.command != 'HEAD' else b'')
             return self.cut()
         self.wfile.write(data)

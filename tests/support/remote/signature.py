@@ -1,4 +1,4 @@
-"""Verifies AWS Signature 4 of a request, from the published rules; moto checks none."""
+"""Verifies a request's AWS Signature 4 by the published rules; moto does not."""
 import hashlib
 import hmac
 import re

@@ -1,4 +1,4 @@
-"""Nodes of the test alone: they hand out frames and a sound of a file, and say what became of them."""
+"""Nodes for the test: they provide frames and a sound from a file, and report the results."""
 
 import os
 from fractions import Fraction
