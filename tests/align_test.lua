@@ -1,4 +1,4 @@
---- Face alignment and pasting: against the reference's numbers, and on their own promises.
+--- Face alignment and pasting: compared with the reference's values, and with their own documentation.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -31,7 +31,7 @@ t.test('matrices and biases are the reference\'s', function()
   end
 end)
 
-t.test('points are rounded half to even, and the bias starts afresh after a reset', function()
+t.test('points are rounded half to even, and reset() clears the bias', function()
   local exact = align.new():matrix { { 100, 202 }, { 180, 196 }, { 140, 250 } }
   local rounded = align.new():matrix { { 100.5, 201.5 }, { 179.6, 196.4 }, { 140.49, 249.51 } }
   t.near(cr.tensor(rounded), cr.tensor(exact), 0)
@@ -50,7 +50,7 @@ t.test('points are rounded half to even, and the bias starts afresh after a rese
   t.raises(function() a:matrix { { 1, 1 }, { 2, 1 } } end, 'point 3')
 end)
 
-t.test('the transform is the best rotation for turned and mirrored points', function()
+t.test('the transform is the best rotation for rotated and mirrored points', function()
   for turn = 0, 350, 35 do
     for _, mirror in ipairs { 1, -1 } do
       local c, s = math.cos(math.rad(turn)), math.sin(math.rad(turn))
@@ -62,7 +62,7 @@ t.test('the transform is the best rotation for turned and mirrored points', func
       local m = align.new { smooth_bias = false }:matrix(points)
       t.near(m[1], m[5], 1e-6, 'a rotation')
       t.near(m[2], -m[4], 1e-6, 'a rotation')
-      -- no other angle brings the points nearer to the template
+      -- No other angle brings the points closer to the template.
       local template = { { 47.6, 56 }, { 162.4, 56 }, { 105, 112 } }
       local function error_of(delta)
         local cd, sd, sum = math.cos(delta), math.sin(delta), 0
@@ -127,7 +127,7 @@ t.test('the mask for the UNet is every eighth pixel', function()
   t.equal(p[200 * 256 + 128], 0, 'the mouth is regenerated')
 end)
 
-t.test('a mask can come from a picture', function()
+t.test('a mask can come from an image', function()
   local ok, media = pcall(require, 'cr.media')
   if not ok then t.skip 'the media library is not built' end
   local path = os.tmpname()
@@ -144,7 +144,7 @@ t.test('a mask can come from a picture', function()
   t.raises(function() align.mask(96, path) end, path:gsub('%p', '%%%0'))
 end)
 
-t.test('a face pasted as it was taken changes the frame little', function()
+t.test('pasting an unchanged face changes the frame little', function()
   local frame = smooth.image('frame0', 301, 255)
   local m = align.new():matrix { { 90, 120 }, { 160, 112 }, { 128, 165 } }
   local face, crop = align.warp(frame, m, 256)
@@ -171,20 +171,20 @@ local places = {
   { 'outside', { { -900, 120 }, { -830, 112 }, { -860, 165 } } },
 }
 
-t.test('paste_region leaves every pixel outside the regenerated area as it was', function()
+t.test('paste_region changes no pixel outside of the regenerated region', function()
   local frame = smooth.image('frame1', 301, 255)
   local mask = align.mask(256)
   for _, place in ipairs(places) do
     cr.scope(function()
       local m = align.new():matrix(place[2])
       local pasted = align.paste_region(frame, cr.full({ 256, 256, 3 }, 0 / 0), m, mask)
-      -- a face of nan: whatever it touches is told from what it does not
+      -- A face of NaN shows which pixels it affects.
       local white = align.paste_region(frame, cr.ones(256, 256, 3), m, mask)
       local p, q, mp = white:pointer(), frame:pointer(), mask:pointer()
       local outside, changed, deep, deep_white = 0, 0, 0, 0
       for y = 0, 300 do
         for x = 0, 254 do
-          -- the face pixel that falls here
+          -- The face pixel that maps to this frame pixel.
           local u = ((m[1] * x + m[2] * y + m[3]) + 0.5) * 256 / 210 - 0.5
           local v = ((m[4] * x + m[5] * y + m[6]) + 0.5) * 256 / 280 - 0.5
           local kept = true
@@ -212,7 +212,7 @@ t.test('paste_region leaves every pixel outside the regenerated area as it was',
   end
 end)
 
-t.test('the weight of paste_region falls smoothly', function()
+t.test('the weight of paste_region decreases smoothly', function()
   local frame = cr.zeros(1080, 1920, 3, { dtype = 'u8' })
   local m = align.new():matrix { { 860, 420 }, { 1060, 415 }, { 965, 560 } }
   local weight, area = align.region_weight(frame, m, align.mask(256))
@@ -233,8 +233,8 @@ t.test('the weight of paste_region falls smoothly', function()
   end
 end)
 
-t.test('the face\'s own place is kept: no shift, larger or smaller than the frame\'s', function()
-  -- A bright spot in the face square must come out where the matrix says.
+t.test('a pasted face is not shifted, whether it is scaled up or down', function()
+  -- A bright spot in the face square must appear where the matrix maps it.
   for _, place in ipairs { places[1], places[4], places[5] } do
     cr.scope(function()
       local frame = cr.zeros(301, 255, 3, { dtype = 'u8' })
@@ -248,7 +248,7 @@ t.test('the face\'s own place is kept: no shift, larger or smaller than the fram
           for c = 0, 2 do f[(v * 256 + u) * 3 + c] = bright end
         end
       end
-      -- crop place of the face pixel, carried back by the inverse
+      -- The face pixel's position in the crop, mapped back by the inverse.
       local x, y = (cu + 0.5) * 210 / 256 - 0.5 - m[3], (cv + 0.5) * 280 / 256 - 0.5 - m[6]
       local det = m[1] * m[5] - m[2] * m[4]
       local ex, ey = (m[5] * x - m[2] * y) / det, (m[1] * y - m[4] * x) / det
@@ -258,7 +258,7 @@ t.test('the face\'s own place is kept: no shift, larger or smaller than the fram
         local p, sum, sx, sy = pasted:pointer(), 0, 0, 0
         for j = 0, 300 do
           for i = 0, 254 do
-            -- the reference leaves a bright rim where the crop ends beside the frame's border
+            -- The reference leaves a bright rim where the crop ends near the frame's border.
             local near = math.abs(i - ex) < 60 and math.abs(j - ey) < 60
             local v = near and p[(j * 255 + i) * 3] or 0
             sum, sx, sy = sum + v, sx + v * i, sy + v * j
@@ -302,12 +302,12 @@ t.test('points of a mesh are averages of brows and nose', function()
   t.near(points[3][2], 1000 - (5 + 64 + 294 + 4) / 4, 1e-9)
 end)
 
--- ---- steadying -------------------------------------------------------------------------------
+-- ---- smoothing -------------------------------------------------------------------------------
 
 local function points_at(x) return { { x, 2 * x }, { x + 1, 0 }, { 5, -x } } end
 
---- Pushes x values (false: no face; a string 'cut' before a value begins a scene); the first numbers
---- that come out.
+--- Pushes x values (false: no face; 'cut' before a value begins a scene); returns the first coordinates of the
+--- results.
 local function smoothed(list)
   local smoother, out, cut = align.smoother(), {}, nil
   for _, x in ipairs(list) do
@@ -331,13 +331,13 @@ local function same_list(a, b, message)
   end
 end
 
-t.test('the smoother has the impulse response it documents', function()
+t.test('the smoother has the documented impulse response', function()
   same_list(smoothed { 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0 },
     { 0, 0, 0, 1, 6, 15, 20, 15, 6, 1, 0, 0, 0 }, 'impulse')
   same_list(smoothed { 16, 0, 0, 0, 0, 0, 0 }, { 16, 4, 1, 0.25, 0, 0, 0 }, 'at the start')
 end)
 
-t.test('a steady movement passes the smoother unchanged, from the first frame to the last', function()
+t.test('a uniform movement passes the smoother unchanged, from the first frame to the last', function()
   local line = {}
   for i = 1, 12 do line[i] = 3 * i - 5 end
   same_list(smoothed(line), line, 'line')
@@ -346,14 +346,14 @@ t.test('a steady movement passes the smoother unchanged, from the first frame to
   same_list(smoothed {}, {}, 'none')
 end)
 
-t.test('nothing passes a scene cut or a missing face', function()
+t.test('smoothing never crosses a scene cut or a missing face', function()
   same_list(smoothed { 1, 1, 1, 1, 'cut', 90, 90, 90, 90 }, { 1, 1, 1, 1, 90, 90, 90, 90 }, 'cut')
   same_list(smoothed { 1, 1, 1, 'cut', 50, 'cut', 90, 90 }, { 1, 1, 1, 50, 90, 90 }, 'two cuts')
   same_list(smoothed { 4, 4, 4, 4, false, 70, 70, 70 }, { 4, 4, 4, 4, false, 70, 70, 70 }, 'gap')
   same_list(smoothed { false, false, 3, false, false }, { false, false, 3, false, false }, 'alone')
 end)
 
-t.test('the smoother keeps few frames, lags three, and starts afresh', function()
+t.test('the smoother keeps few frames, has a delay of three, and can be reset', function()
   local smoother = align.smoother()
   for i = 1, 500 do
     local got = smoother:push(points_at(i), i % 50 == 0)
@@ -368,7 +368,7 @@ t.test('the smoother keeps few frames, lags three, and starts afresh', function(
   t.near(smoother:flush()[1][1][1], 1, 0)
 end)
 
-t.test('a face is pasted into planes of more than 8 bits as into bytes', function()
+t.test('pasting into planes with more than 8 bits agrees with pasting into bytes', function()
   local deep = require 'cr.media.deep'
   cr.scope(function()
     local frame = smooth.image('deep', 120, 140)

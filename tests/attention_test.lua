@@ -63,7 +63,7 @@ end
 t.test('attention with other scales, and scores far apart', function()
   local q, k, v = randn { 2, 37, 24 }, randn { 2, 150, 24 }, randn { 2, 150, 24 }
   t.near(nn.attention(q, k, v, { heads = 3, scale = 0.1 }), reference(q, k, v, 3, 0.1), 2e-6)
-  -- The largest score comes first, last or in the middle, up to hundreds above the others.
+  -- The largest score is first, last or in the middle, and up to hundreds larger than the others.
   t.near(nn.attention(q, k, v, { heads = 3, scale = 30 }), reference(q, k, v, 3, 30), 1e-4)
   local rising = cr.arange(150):view(1, 150, 1) * cr.ones(2, 150, 24) / 24
   t.near(nn.attention(cr.ones(2, 37, 24), rising, v, { heads = 3 }), reference(cr.ones(2, 37, 24), rising, v, 3), 2e-6,
@@ -76,7 +76,7 @@ t.test('attention of views', function()
   local q, k, v = packed:slice(3, 1, 12), packed:slice(3, 13, 24), packed:slice(3, 25, 36)
   t.near(nn.attention(q, k, v, { heads = heads }), reference(q, k, v, heads), 2e-6, 'a packed qkv')
 
-  -- [B F H W C] seen as [B H W F C]: attention over the frames of each position
+  -- [B F H W C] as [B H W F C]: attention over the frames of each position.
   for _, channels in ipairs { 8, 64 } do
     local video = { randn { 2, 16, 3, 5, channels }, randn { 2, 16, 3, 5, channels }, randn { 2, 16, 3, 5, channels } }
     local seen, flat = {}, {}
@@ -118,7 +118,7 @@ t.test('attention with a mask', function()
   end
   t.near(nn.attention(q, k, v, { heads = heads, mask = causal }), reference(q, k, v, heads, nil, causal:expand(b, n, m)), 2e-6,
     'causal')
-  -- Whatever stands behind a mask of -inf must not matter.
+  -- Values whose mask is -inf must have no influence.
   local late = cr.zeros(m)
   for j = 0, 129 do late:pointer()[j] = -math.huge end
   v:slice(2, 1, 130):fill_(1e30)
@@ -126,14 +126,14 @@ t.test('attention with a mask', function()
     reference(q, k:slice(2, 131, m), v:slice(2, 131, m), heads), 2e-6, 'a whole block masked')
 end)
 
-t.test('a nan is not lost', function()
+t.test('NaN is propagated', function()
   local q, k, v = cr.ones(1, 20, 4), cr.ones(1, 20, 4), cr.ones(1, 20, 4)
   k:select(1, 1):select(1, 7):fill_(0 / 0)
   local out = nn.attention(q, k, v, { heads = 1 }):sum():item()
   t.ok(out ~= out)
 end)
 
-t.test('attention gives the same with one thread and many', function()
+t.test('the result of attention does not depend on the number of threads', function()
   local before = cr.threads()
   local q, k, v = randn { 1, 300, 32 }, randn { 1, 200, 32 }, randn { 1, 200, 32 }
   local expected = reference(q, k, v, 4)
@@ -144,7 +144,7 @@ t.test('attention gives the same with one thread and many', function()
   cr.threads(before)
 end)
 
-t.test('attention says what is wrong', function()
+t.test('attention reports wrong arguments', function()
   local q, k = cr.ones(2, 3, 8), cr.ones(2, 5, 8)
   t.raises(function() nn.attention(q, k, k, { heads = 3 }) end, 'attention: 3 heads do not divide q %[2 3 8%], v %[2 5 8%]')
   t.raises(function() nn.attention(q, cr.ones(2, 5, 6), k, { heads = 2 }) end, 'attention: widths differ: q %[2 3 8%], k %[2 5 6%]')

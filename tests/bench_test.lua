@@ -1,8 +1,8 @@
---- Every benchmark starts: at a tiny size, or up to the sentence that there is no card.
+--- Every benchmark starts: it runs at a tiny size, or ends with the message that there is no GPU.
 --
--- How a bench is run small stands in its header: `-- Tiny: ARGUMENTS`, and where it cannot go on,
--- `=> the sentence that it ends with`. OUT is an empty folder, DIR a tiny checkpoint. A file that returns something is
--- a module of the benches.
+-- Each benchmark's header contains the line `-- Tiny: ARGUMENTS` with its smallest run, and, if it cannot finish
+-- here, `=> the message with which it ends`. OUT is an empty folder, DIR a tiny checkpoint. A file that returns a
+-- value is a module of the benchmarks.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'

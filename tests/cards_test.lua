@@ -1,6 +1,6 @@
---- Several cards at one job: windows are dealt as makers come free and come out in order, with the pixels of one card, also
---- when a card is lost on the way. Devices here are the processor, with a model each; tests/cuda_cards_test.lua has cards. CR_SLOW=1
---- loses them in more places.
+--- A job on several GPUs: windows are dealt to free makers and collected in order, with the pixels of a single
+--- device, also if a GPU fails during the job. The devices here are CPUs with a model each; tests/cuda_cards_test.lua
+--- uses GPUs. With CR_SLOW=1 they fail at more points.
 
 local child = require 'tests.support.child'
 local clip = require 'tests.support.clip'
@@ -21,14 +21,14 @@ local function fails(pattern, fn, ...)
   t.ok(not ok and message_of(err):find(pattern) ~= nil, message_of(err))
 end
 
--- Whole jobs on the processor, one after another: minutes of them.
+-- Whole jobs on the CPU, one after another, take minutes.
 local slow = os.getenv 'CR_SLOW' and t.test or function() end
 
 -- ---- dealing -------------------------------------------------------------------------------------
 
--- Deals n windows to makers whose windows take so many turns each, and returns the numbers that were collected, how many
--- each maker made, the most that were dealt and not collected, and what was noted. broken(maker, number): an error while it
--- is made; spoilt(maker, number): one that shows when it is collected.
+-- Deals n windows to makers that need a given number of turns per window. Returns the collected numbers, the count
+-- per maker, the maximum number of dealt and uncollected windows, and the messages. broken(maker, number) raises an
+-- error while a window is generated; spoilt(maker, number) raises one when it is collected.
 local function deal(n, turns, o)
   o = o or {}
   local makers, collected, most, notes, begun = {}, {}, 0, {}, {}
@@ -75,7 +75,7 @@ local function in_order(collected, n)
   for k = 1, n do t.equal(math.abs(collected[k]), k) end
 end
 
-t.test('windows come out in order, and go to who comes free', function()
+t.test('windows are dealt to free makers and collected in order', function()
   for makers = 1, 5 do
     local turns = {}
     for i = 1, makers do turns[i] = 3 * i end
@@ -88,7 +88,7 @@ t.test('windows come out in order, and go to who comes free', function()
   t.ok(counts[1] >= 3 * counts[2], ('%d and %d'):format(counts[1], counts[2]))
 end)
 
-t.test('who collects slowly is not run ahead of; windows of which nothing is made need no maker', function()
+t.test('a slow collector bounds the queue; windows without work need no maker', function()
   local collected, counts, most = deal(60, { 1, 1, 1 }, { slow = 20, alone = function(k) return k % 3 == 0 end })
   in_order(collected, 60)
   t.ok(most <= 7, most .. ' in flight')
@@ -96,9 +96,9 @@ t.test('who collects slowly is not run ahead of; windows of which nothing is mad
   for k = 1, 60 do t.equal(collected[k] < 0, k % 3 == 0) end
 end)
 
-t.test('a card that is lost is left out with a line, and its windows are made by the others', function()
+t.test('a failed GPU is dropped with a message, and the others generate its windows', function()
   local function second(maker) return maker.device == 'card 2' end
-  -- while it makes one; when what it made is to be collected, with others behind it
+  -- Fails while generating, or when its result is collected, with others waiting after it.
   for _, kind in ipairs { 'broken', 'spoilt' } do
     local collected, counts, most, notes, begun = deal(40, { 2, 3, 4 }, {
       [kind] = function(maker, k) return second(maker) and k >= 9 and 'the card failed' end,
@@ -117,7 +117,7 @@ t.test('a card that is lost is left out with a line, and its windows are made by
   t.equal(counts[2], 10)
 end)
 
-t.test('all lost is one sentence; what is not the card\'s ends everything', function()
+t.test('if all GPUs fail, the job ends with one sentence; other errors end it at once', function()
   fails('^no GPU is left: card 1: no memory on card 1; card 2: no memory on card 2$', deal, 20, { 1, 2 },
     { broken = function(maker, k) return k >= 7 and 'no memory on ' .. maker.device end })
   fails('^a mistake$', deal, 20, { 1, 2 }, { broken = function(_, k) return k == 5 and 'a mistake' end })
@@ -162,7 +162,7 @@ local function same(name, frames, latents, other, other_latents)
   t.near(other_latents, latents, 0, name)
 end
 
-t.test('several makers give the pixels of one', function()
+t.test('several makers produce the pixels of a single one', function()
   cr.scope(function()
     -- mt19937 and noise that is drawn on the way; colours that are matched over time
     for name, o in pairs {

@@ -1,4 +1,4 @@
---- The folder of a checkpoint: which file is taken for what, and configurations in JSON and YAML.
+--- A checkpoint's folder: which file is used for what, and configurations in JSON and YAML.
 
 local cjson = require 'cjson'
 local cr = require 'cr'
@@ -12,7 +12,7 @@ local weights = require 'cr.weights'
 
 local folder = scratch.tree
 
--- A network unlike LatentSync's, as LatentSync's training writes it down.
+-- A network other than LatentSync's, as LatentSync's training writes its configuration.
 local YAML = [[
 data:
   resolution: 384 # pixels
@@ -41,7 +41,7 @@ model:
   motion_module_kwargs: { num_attention_heads: 2, temporal_position_encoding_max_len: 24 }
 ]]
 
-t.test('a configuration in YAML is the one in JSON', function()
+t.test('a configuration in YAML equals the one in JSON', function()
   local model = {
     act_fn = 'silu', attention_head_dim = 4, block_out_channels = { 32, 64 }, cross_attention_dim = 384,
     down_block_types = { 'CrossAttnDownBlock3D', 'DownBlock3D' }, up_block_types = { 'UpBlock3D', 'CrossAttnUpBlock3D' },
@@ -73,7 +73,7 @@ t.test('a configuration in YAML is the one in JSON', function()
   t.equal(path:match '[^/]*$' .. ' ' .. tostring(none) .. ' ' .. tostring(next(settings)), 'latentsync_unet.safetensors nil nil')
 end)
 
-t.test('what is no configuration gets one sentence', function()
+t.test('an invalid configuration gives one sentence', function()
   local function refused(name, text, pattern)
     local dir = folder { ['latentsync_unet.pt'] = '', [name] = text }
     t.raises(function() checkpoint.unet(dir) end, '^[^\n]*' .. name:gsub('%.', '%%.') .. '[^\n]*' .. pattern .. '[^\n]*$')
@@ -88,7 +88,7 @@ t.test('what is no configuration gets one sentence', function()
   refused('unet.yaml', table.concat(bomb, '\n'), 'too many entries')
   refused('unet.json', '{"model": ', 'cannot be read')
   refused('unet.json', '7', 'does not contain a table')
-  -- A tag that other readers would act on is a tag.
+  -- A tag that other YAML readers would execute is only a tag here.
   local path = scratch.path 'made'
   local _, config = checkpoint.unet(folder { ['latentsync_unet.pt'] = '',
     ['unet.yaml'] = 'model: !!python/object/apply:os.system ["touch ' .. path .. '"]' })
@@ -127,7 +127,7 @@ t.test('the VAE: the named folder, that of the checkpoint, the Hugging Face cach
     local path, settings = checkpoint.vae(empty)
     t.equal(path, hub .. '/' .. snapshots .. 'aa11/' .. name_of)
     t.equal(settings.scaling_factor, 0.5)
-    -- Of two downloads the one that refs/main names.
+    -- Of two downloads, the one that refs/main names is used.
     for _, name in ipairs { 'bb22', 'cc33' } do
       one[snapshots .. name .. '/config.json'], one[snapshots .. name .. '/' .. name_of] = '{}', ''
     end
@@ -206,7 +206,7 @@ t.test('shards are one file', function()
   t.raises(function() weights.open(dir .. '/x.index.json') end, 'it is no index of shards')
 end)
 
-t.test("what stands before a network's names", function()
+t.test("prefixes of a network's names", function()
   local function prefix(...)
     local names = {}
     for _, before in ipairs { ... } do names[before .. 'conv_in.weight'] = cr.ones(1) end
@@ -220,7 +220,7 @@ t.test("what stands before a network's names", function()
   t.equal(prefix('vae.', 'xunet.'), '', 'others are no wrappers')
 end)
 
-t.test('tensors that no network has are passed over and counted, under any wrapper', function()
+t.test('unknown tensors are ignored and counted, under any prefix', function()
   local mini, all = cr.root .. '/models/mini', {}
   for name, x in pairs(cr.load(mini .. '/latentsync_unet.safetensors')) do all['state_dict.module.' .. name] = x end
   all['state_dict.module.stranger\27'], all.optimizer = cr.zeros(1), cr.zeros(1)
@@ -235,7 +235,7 @@ t.test('tensors that no network has are passed over and counted, under any wrapp
     '(optimizer, ...)\nnil\t3\n')
 end)
 
-t.test('tensors that Whisper does not have are counted, its own decoder is not', function()
+t.test("unknown tensors of a Whisper file are counted, except its decoder's", function()
   local tiny = t.fetched 'whisper/tiny.en.safetensors'
   local all = {}
   for name, x in pairs(cr.load(tiny)) do all[name] = x end
@@ -251,7 +251,7 @@ t.test('tensors that Whisper does not have are counted, its own decoder is not',
   t.equal(heard(), 'crescent: ' .. dir .. '/tiny.safetensors: 1 tensor that this network does not have: passed over (encoder.adapter)\n3\n')
 end)
 
-t.test('the Whisper that is as wide as the UNet asks', function()
+t.test('the Whisper whose width the UNet needs', function()
   local widths = { ['tiny.pt'] = 384, ['small.pt'] = 768, ['a.safetensors'] = 768, ['b.bin'] = 512, ['.hidden.pt'] = 1024 }
   local files = { ['whisper/notes.txt'] = '', ['whisper/small.json'] = '' }
   for name in pairs(widths) do files['whisper/' .. name] = '' end

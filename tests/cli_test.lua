@@ -1,4 +1,4 @@
---- The command line: what runs, exit codes, and one line on stderr for whatever goes wrong.
+--- The command line: what runs, exit codes, and one line on stderr for every error.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -36,7 +36,7 @@ t.test('-e, standard input, scripts', function()
   t.equal(r.out, '7\t' .. path .. '\tone\t2\tone\ttwo\n')
 end)
 
-t.test('a path is a script from any folder', function()
+t.test('a script can be run by its path from any folder', function()
   child.file('here.lua', 'print("here", require "tests.support.formula" ~= nil)')
   works({ 'here.lua' }, '^here\ttrue', { cwd = child.folder })
   works({ './here.lua' }, '^here\ttrue', { cwd = child.folder })
@@ -58,7 +58,7 @@ t.test('version and help', function()
   fails({ 'help', 'covn2d' }, 1, "did you mean 'conv2d'")
 end)
 
-t.test('doctor says what there is and how faces are aligned', function()
+t.test('doctor reports the machine and the face detector', function()
   local r = child.run { 'doctor' }
   t.ok(r.code == (r.out:find '\nMISSING' and 1 or 0), 'exit code ' .. r.code .. ': ' .. r.out)
   t.equal(r.lines, r.code, r.err)
@@ -131,7 +131,7 @@ t.test('a luv that is missing or damaged', function()
     'luv in .*/luv.so cannot be used: .*file too short')
 end)
 
-t.test('standard output that cannot be written', function()
+t.test('an unwritable standard output', function()
   if not child.exists '/dev/full' then t.skip 'no /dev/full' end
   local status = os.execute("'" .. child.program .. "' -e 'print(1)' >/dev/full 2>'" .. child.folder .. "/err'")
   t.equal(status, 256, 'exit status 1')

@@ -1,4 +1,4 @@
---- Matching of colours: what `--match-colour` adds to the faces that the networks made.
+--- Colour matching: what `--match-colour` changes in generated faces.
 
 local t = require 'tests.support.tap'
 local colour = require 'models.latentsync.colour'
@@ -8,8 +8,8 @@ local picture = require 'tests.support.formula_image'
 local SIZE = 64
 local mask = require 'models.latentsync.align'.mask(SIZE)
 
--- Faces of a video, f32 [n S S 3] in [-1, 1], `light` brighter; and as a network makes them, another mouth in them, each
--- frame off by its own {r, g, b}, in levels.
+-- Faces of a video, f32 [n S S 3] in [-1, 1], brighter by `light`; and faces as a network generates them, with
+-- another mouth, and each frame's colour shifted by its own {r, g, b}, in levels.
 local function faces(offs, light)
   local list, made = {}, {}
   for i, off in ipairs(offs) do
@@ -27,7 +27,7 @@ local function items(n)
   return list
 end
 
--- By how many levels each frame was shifted: {{r, g, b}, ...}.
+-- The shift of each frame in levels: {{r, g, b}, ...}.
 local function shifts(matched, made)
   local list = {}
   for i = 1, made:size(1) do
@@ -38,7 +38,7 @@ local function shifts(matched, made)
   return list
 end
 
-t.test('a cast that lasts is taken back, whatever the mouth does', function()
+t.test('a constant colour cast is removed, whatever the mouth does', function()
   cr.scope(function()
     local offs = {}
     for i = 1, 5 do offs[i] = { -20, 3, 7 } end
@@ -51,7 +51,7 @@ t.test('a cast that lasts is taken back, whatever the mouth does', function()
   end)
 end)
 
-t.test('it changes steadily, from window to window too, and waits while there is no face', function()
+t.test('the correction is smooth, also across windows, and pauses without a face', function()
   cr.scope(function()
     local offs = { { 0, 0, 0 } }
     for i = 2, 8 do offs[i] = { 12, 0, 0 } end
@@ -73,7 +73,7 @@ t.test('it changes steadily, from window to window too, and waits while there is
   end)
 end)
 
-t.test('another scene begins with its own shift', function()
+t.test('a new scene starts with its own shift', function()
   cr.scope(function()
     local matcher = colour.new(mask, 'cpu')
     for _, scene in ipairs { { 10, 0 }, { -6, 60 } } do
@@ -86,7 +86,7 @@ t.test('another scene begins with its own shift', function()
   end)
 end)
 
-t.test('pictures that do not follow each other stand for themselves', function()
+t.test('unrelated images are corrected independently', function()
   cr.scope(function()
     local pixels, made = faces { { 1, 2, 3 }, { -10, 5, 0 } }
     local matcher = colour.new(mask, 'cpu')

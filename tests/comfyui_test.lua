@@ -1,6 +1,6 @@
---- Crescent's nodes for ComfyUI: their client, with any Python; and all of them in the real ComfyUI, without a card: no frame is
---- lost, the sound keeps its samples, cancelling and errors arrive, nothing is left on the server. The second part is skipped
---- where there is no ComfyUI (tests/support/comfyui.lua).
+--- Crescent's nodes for ComfyUI. Their client is tested with any Python. All nodes are tested in a real ComfyUI
+--- without a GPU: no frame is lost, the sound keeps its samples, cancelling and errors arrive, and nothing is left on
+--- the server. The second part is skipped without a ComfyUI (tests/support/comfyui.lua).
 
 local child = require 'tests.support.child'
 local comfyui = require 'tests.support.comfyui'
@@ -12,7 +12,7 @@ local t = require 'tests.support.tap'
 local server = service.start(nil, { token = 'a-token-of-the-test' })
 local url = 'http://127.0.0.1:' .. server.port
 
-t.test("the nodes' client works, says what is wrong, and leaves nothing", function()
+t.test("the nodes' client works, reports errors, and leaves nothing on the server", function()
   t.fetched 'upscale/animevideov3.safetensors'
   local picture, made = child.folder .. '/picture.png', child.folder .. '/made'
   cr.scope(function() require 'cr.media'.write_picture(picture, require 'tests.support.formula_image'.image('frame0', 16, 24)) end)
@@ -50,7 +50,7 @@ if comfyui.absent then
   t.done()
 end
 
-local FRAMES, FPS, RATE, SAMPLES = 16, 30000 / 1001, 16000, 6400 -- of sound: 0.4 s, which is 12 frames
+local FRAMES, FPS, RATE, SAMPLES = 16, 30000 / 1001, 16000, 6400 -- samples of 0.4 s, which is 12 frames
 
 -- ---- prompts -----------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ local function given(frames, people)
     samples = SAMPLES, channels = 2, people = people or 1 } }
 end
 
--- Nodes by number; 1 is a connection with the test's server, 2 the frames and the sound.
+-- Nodes by number; 1 is the connection to the test's server, 2 the frames and the sound.
 local function prompt(nodes, load, first)
   local all = { ['1'] = { class_type = 'CrescentLoad', inputs = { url = url, token = server.token, checkpoint = 'mini',
     device = 'cpu' } }, ['2'] = first or given() }
@@ -163,7 +163,7 @@ for _, case in ipairs(refused) do
   plan(case[1], prompt(nodes, case[4]))
 end
 
--- The last: a server that the node starts, of the small model; ComfyUI is killed under it.
+-- Last case: a server that the node starts, with the small model; then ComfyUI is killed.
 plan('own server', prompt({
   ['3'] = lipsync { fps = 25, steps = 1 },
   ['4'] = look { images = { '3', 0 }, audio = { '3', 1 }, other_images = { '2', 0 } },
@@ -176,9 +176,9 @@ server:stop()
 local function result(name) return ran.runs[numbers[name]] end
 local function seen(name, number) return result(name).outputs[number].seen[1] end
 
--- ---- what holds --------------------------------------------------------------------------------------
+-- ---- results --------------------------------------------------------------------------------------
 
-t.test('LipSync: every frame is there, outside of the mouth as it was', function()
+t.test('LipSync: every frame is returned, unchanged outside of the mouth', function()
   local r = result 'images'
   t.equal(r.status, 'success', r.error)
   local s = seen('images', '4')
@@ -192,7 +192,7 @@ t.test('LipSync: every frame is there, outside of the mouth as it was', function
   end
 end)
 
-t.test('LipSync: the sound has its own samples, silence after them, and the length of the images', function()
+t.test('LipSync: the sound keeps its samples and is padded to the length of the images', function()
   local s = seen('images', '4')
   t.equal(s.rate, RATE)
   t.equal(s.sound_channels, 2)
@@ -201,7 +201,7 @@ t.test('LipSync: the sound has its own samples, silence after them, and the leng
   t.equal(s.sound_after, 0, 'after the sound')
 end)
 
-t.test('LipSync Video: a file that no tensor held gives the very same frames', function()
+t.test('LipSync Video: sending the file gives identical frames', function()
   local s = seen('images', '7')
   t.equal(s.frames, FRAMES)
   t.near(s.fps, FPS, 1e-9, 'frames a second')
@@ -210,7 +210,7 @@ t.test('LipSync Video: a file that no tensor held gives the very same frames', f
   t.ok(result('images').outputs['6'].images[1].filename == 'made_00001_.mkv', 'the video is shown on the node')
 end)
 
-t.test('LipSync: a longer sound makes more frames, `cut` leaves those after it out', function()
+t.test('LipSync: a longer sound gives more frames, `cut` removes the frames after it', function()
   local long, cut = seen('long sound', '4'), seen('cut', '4')
   t.equal(long.frames, 10)
   t.equal(long.samples, SAMPLES)
@@ -219,7 +219,7 @@ t.test('LipSync: a longer sound makes more frames, `cut` leaves those after it o
   t.equal(cut.samples, SAMPLES)
 end)
 
-t.test('LipSync: a single image speaks, too', function()
+t.test('LipSync: a single image works, too', function()
   t.equal(result('one image').status, 'success', result('one image').error)
   local s = seen('one image', '4')
   t.equal(s.frames, 10)
@@ -227,7 +227,7 @@ t.test('LipSync: a single image speaks, too', function()
   t.equal(s.samples, SAMPLES)
 end)
 
-t.test('progress, what the server does, and previews arrive', function()
+t.test('progress, status and previews arrive', function()
   local r = result 'images'
   local highest = 0
   for _, value in ipairs(r.progress) do highest = math.max(highest, value) end
@@ -245,7 +245,7 @@ t.test('cancelling in ComfyUI cancels the job', function()
   t.equal(#left.files, 0, 'files on the server')
 end)
 
-t.test('Faces: a picture of each person, and the number of the chosen one', function()
+t.test('Faces: a portrait of each person, and the number of the chosen one', function()
   t.equal(result('faces').status, 'success', result('faces').error)
   local s = seen('faces', '4')
   t.equal(s.frames, 1)
@@ -258,7 +258,7 @@ t.test('Faces: a picture of each person, and the number of the chosen one', func
   t.equal(#result('faces').outputs['3'].images, 1)
 end)
 
-t.test('two people: the one who is chosen speaks, or both with a voice each', function()
+t.test('two people: the chosen one speaks, or both with a voice each', function()
   t.equal(result('two people').status, 'success', result('two people').error)
   local found, both, chosen = seen('two people', '4'), seen('two people', '7'), seen('two people', '9')
   t.equal(found.count, 2)
@@ -296,7 +296,7 @@ t.test('a server that the node has started ends with ComfyUI, even if that is ki
   t.equal(r.left, 0, 'processes that are left')
 end)
 
-t.test('the example workflows are of nodes and inputs that there are', function()
+t.test('the example workflows use existing nodes and inputs', function()
   for _, name in ipairs { 'lipsync', 'lipsync_video' } do
     local folder = cr.root .. '/scripts/comfyui/example_workflows/'
     local read = function(path) return json.decode(require 'cr.files'.read(path)) end

@@ -1,5 +1,5 @@
---- `crescent compare`: its cells, its measures beside scikit-image's, what it writes, what it keeps, what
---- it says to bad input, and its page in a browser.
+--- `crescent compare`: its cells, its metrics compared with scikit-image's, its output, what it keeps, its errors,
+--- and its page in a browser.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -21,9 +21,9 @@ end
 
 -- ---- parts ---------------------------------------------------------------------------------------
 
-t.test('PSNR and SSIM of the mouth, as scikit-image 0.26 has them', function()
+t.test('PSNR and SSIM of the mouth agree with scikit-image 0.26', function()
   -- structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True), averaged over
-  -- the disk; the pictures are made of the same formula there.
+  -- the disk; the images come from the same formula.
   local S = 40
   cr.scope(function()
     local mask, a, b = cr.ones(S, S, 1), cr.empty({ 2, S, S, 3 }, { dtype = 'u8' }), cr.empty({ 2, S, S, 3 }, { dtype = 'u8' })
@@ -69,7 +69,7 @@ t.test('sharpness and shimmer', function()
   local detail, image = require 'models.laboratory.detail', require 'cr.image'
   local H, W, sums = 24, 30, {}
   cr.scope(function()
-    -- Columns of 100 + a and 100 - a: the Laplacian is -4 a and 4 a in turn.
+    -- Columns of 100 + a and 100 - a: the Laplacian alternates between -4 a and 4 a.
     local stripes, plain = cr.empty({ H, W, 3 }, { dtype = 'u8' }), cr.full({ H, W, 3 }, 100, { dtype = 'u8' })
     local p = stripes:pointer()
     for i = 0, H * W - 1 do
@@ -81,7 +81,7 @@ t.test('sharpness and shimmer', function()
     t.near(detail.sharpness(sums, 'stripes'), 16 * 49, 0.01)
     t.near(detail.sharpness(sums, 'plain'), 0, 0.01)
     t.equal(detail.sharpness(sums, 'nothing'), nil)
-    -- An edge in the middle: flat is what lies away from it, and there two frames differ by 3.
+    -- An edge in the middle: the flat region is away from it, and there two frames differ by 3.
     local edge = cr.cat({ cr.full({ H, W / 2, 3 }, 60, { dtype = 'u8' }), cr.full({ H, W / 2, 3 }, 160, { dtype = 'u8' }) }, 2)
     local one = image.luma(edge)
     local flat = detail.flat(one)
@@ -104,7 +104,7 @@ t.test('the cells of a grid', function()
     cache = 'none,deepcache:3+tea:0.2', dtype = 'f16,f32', size = '256', upscale = 'none',
   }
   local cells = grid.cells(values, grid.reference 'ddim:10')
-  -- 2 x 2 x 2 x 2 x 2 x 2 cells; the two references (a guidance each) are among them.
+  -- 2 x 2 x 2 x 2 x 2 x 2 cells, including the two references (one per guidance scale).
   t.equal(#cells, 64)
   local references, ids = 0, {}
   for i, cell in ipairs(cells) do
@@ -130,7 +130,7 @@ t.test('the cells of a grid', function()
   for _, cell in ipairs(cells) do labels[cell.label] = true end
   t.ok(labels['dpmpp_2m 5, f16, guidance 2, guided at 100:800, deepcache:3+tea:0.2'], 'labels tell cells apart')
 
-  -- A file goes by its contents.
+  -- A file is identified by its contents.
   local function id_of(folder, text)
     lfs.mkdir(path(folder))
     local v = grid.read {
@@ -177,7 +177,7 @@ t.test('the rows of the published table, and formats as an axis', function()
   t.equal(settings.quant, '8bit')
 end)
 
-t.test('every setting that changes faces is an axis; a reference has its default', function()
+t.test('every setting that affects the faces is an axis; a reference has its default', function()
   local grid, axes = require 'models.laboratory.compare.grid', require 'models.laboratory.compare.axes'
   local by_setting = {}
   for _, axis in ipairs(axes.list) do by_setting[axis.setting or axis.name] = axis end
@@ -277,7 +277,7 @@ t.test('a small grid: figures, tables, pictures, clips', function()
         '128x96 aac, 64x64 h264')
       t.equal(face.frames, FRAMES)
     end
-    -- The same latents as lipsync's.
+    -- The latents equal lipsync's.
     local l = child.run({ 'lipsync', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--checkpoint', path 'checkpoint', '--points',
       path 'points.json', '--size', '64', '--start', '0.08', '--duration', FRAMES / 25, '--scheduler', 'dpmpp_2m', '--steps', '1',
       '--out', path 'out.mkv', '--dump-latents', path 'latents.safetensors', '--device', 'cpu', '--quiet' })
@@ -299,7 +299,7 @@ t.test('a small grid: figures, tables, pictures, clips', function()
   for source in page:gmatch 'src="([^"]?[^"]?[^"]?[^"]?[^"]?)' do t.equal(source, 'data:', 'nothing from outside') end
 end)
 
-t.test('mouths that are enlarged, beside those that are not', function()
+t.test('upscaled mouths beside others', function()
   local network = require 'tests.support.checkpoint'.upscaler(path 'upscaler.safetensors')
   local r = compare { '--schedulers', 'ddim', '--steps', '1', 'upscale=none,mouth:' .. network, '--out', path 'enlarged' }
   if not t.equal(r.code, 0, r.err) then return end
@@ -324,7 +324,7 @@ t.test('mouths that are enlarged, beside those that are not', function()
   t.ok(read 'enlarged/index.html':find 'ddim 1, upscale mouth:upscaler.safetensors', 'the page says so')
 end)
 
-t.test('settings of the engine beside each other: what is prepared, and what is sampled', function()
+t.test('settings of the preparation and of the sampling as axes', function()
   local r = compare { '--schedulers', 'ddim', '--steps', '1', 'frames_per_window=4,16', 'guidance_method=cfg,apg:norm=0.1', '--out',
     path 'settings' }
   if not t.equal(r.code, 0, r.err) then return end
@@ -342,7 +342,7 @@ t.test('settings of the engine beside each other: what is prepared, and what is 
   t.ok(read 'settings/results.csv':find 'upscale,frames_per_window,', 'columns of what was asked for')
 end)
 
-t.test('finished cells are kept; a cell that fails stops no other', function()
+t.test('finished cells are kept; a failing cell does not stop the others', function()
   local kept = path('lab/cells/' .. cell_of(results(), 'dpmpp_2m', 1).id)
   local before = lfs.attributes(kept .. '/clip.mp4', 'ino')
   local bad = child.file('bad.lua', "return { new = function() return { timesteps = { 500 }, step = function() end } end }")
@@ -354,13 +354,13 @@ t.test('finished cells are kept; a cell that fails stops no other', function()
   local list = results()
   t.ok(cell_of(list, 'euler', 1).finished and cell_of(list, 'euler', 1).ssim, 'the one after it is made, and measured')
   t.ok(not cell_of(list, bad, 1).finished and cell_of(list, bad, 1).problem, 'the other is not')
-  -- All are there: nothing is computed.
+  -- All cells are finished, so nothing is computed.
   r = compare { '--schedulers', 'dpmpp_2m,ddim', '--steps', '1' }
   t.equal(r.code, 0, r.err)
   t.ok(r.err:find '^3 of 3 cells are already finished' and not r.err:find 'load', r.err)
 end)
 
-t.test('a cell whose numbers are not finite is marked as failed, with its reason', function()
+t.test('a cell with non-finite values is marked as failed, with the reason', function()
   local blow = child.file('blow.lua', [[
     return { new = function()
       return { timesteps = { 900, 400 }, step = function(_, prediction, at, x)
@@ -383,7 +383,7 @@ t.test('a cell whose numbers are not finite is marked as failed, with its reason
   end
 end)
 
-t.test('Ctrl-C keeps what is done', function()
+t.test('Ctrl-C keeps finished cells', function()
   local slow = child.file('slow.lua', [[
     return { new = function()
       return { timesteps = { 500 }, step = function() io.write 'ready\n' io.flush() require 'cr'.sleep(60) end }
@@ -451,7 +451,7 @@ local function browser(args)
   return child.run(list, { program = 'chromium' })
 end
 
--- The clips' pictures are colourful, the rest of the page is nearly grey.
+-- The images of the clips are colourful, the rest of the page is nearly grey.
 local function colourful_pixels()
   local shot = media.read_picture(path 'page.png')
   t.equal(table.concat(shot.shape, ' '), '1000 1200 3')
@@ -463,13 +463,13 @@ local function colourful_pixels()
   return colourful
 end
 
--- Where there is a browser, which `make deps` does not install.
+-- Only with a browser, which `make deps` does not install.
 local in_browser = os.execute 'command -v chromium >/dev/null 2>&1' == 0 and t.test or function() end
 in_browser('the page in a browser', function()
   if not read 'lab/index.html' then error('there is no page', 0) end
   local _, clips = read('lab/index.html'):gsub('<video', '')
   local url = 'file://' .. path 'lab/index.html'
-  -- A busy machine loads and plays it later.
+  -- On a busy machine it loads and plays later.
   local r, loaded, spread
   for k = 0, 4 do
     r = browser { ('--timeout=%d'):format(1500 * 4 ^ k), '--dump-dom', url .. '#play' }
@@ -489,7 +489,7 @@ in_browser('the page in a browser', function()
   t.ok(colourful > 20000, ('%d colourful pixels: the clips show'):format(colourful))
 end)
 
-t.test('why no lips are judged is said once for all cells', function()
+t.test('the reason why lips are not evaluated is printed once for all cells', function()
   t.fetched 'face/face_landmark.tflite'
   local r = compare({ '--schedulers', 'ddim', '--steps', '1,2', '--out', path 'unjudged' }, { judge = true })
   if not t.equal(r.code, 0, r.err) then return end

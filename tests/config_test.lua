@@ -1,11 +1,11 @@
---- Numbers in configurations: each that no network has is refused at once, with file and key.
+--- Numbers in configurations: implausible ones are refused at once, with file and key.
 
 local cjson = require 'cjson'
 local folder = require 'tests.support.scratch'.tree
 local t = require 'tests.support.tap'
 local loading = require 'models.latentsync.loading'
 
--- The file's sentence about a key.
+-- The error for a key in a file.
 local function refused(read, name, cases)
   for _, case in ipairs(cases) do
     local text, pattern = unpack(case)
@@ -93,14 +93,14 @@ end, 'w.json', {
   { dims { n_audio_head = 5 }, '384 channels are not divisible into 5 heads' },
 })
 
-t.test('what is right is read', function()
+t.test('valid values are accepted', function()
   local _, _, sampling, path = require 'models.latentsync.checkpoint'.unet(folder { ['latentsync_unet.pt'] = '',
     ['unet.json'] = '{"sampling":{"size":512,"steps":25,"guidance":1.7},"norm_eps":1e-6}' })
   t.equal(('%d %d %g'):format(sampling.size, sampling.steps, sampling.guidance), '512 25 1.7')
   t.ok(path:find 'unet.json$')
 end)
 
-t.test('settings of megabytes are refused at once', function()
+t.test('configurations of megabytes are refused at once', function()
   local begin = os.clock()
   t.raises(function() unet 'unet.yaml' ('a: &a [1]\nb: [' .. ('*a, '):rep(1e5) .. '*a]\n') end, 'unet.yaml is larger than 256 KiB')
   t.raises(function() unet 'unet.yaml' ('a: &a [1]\nb: [' .. ('*a, '):rep(6e4) .. '*a]\n') end, 'too many entries for a configuration')

@@ -16,7 +16,7 @@ local acts = {
   prelu = function(x, slope) return x < 0 and x * slope or x end,
 }
 
--- By the definition, one number at a time.
+-- By the definition, one element at a time.
 local function conv_reference(w, x, o)
   local n, h, wd, c = unpack(x.shape)
   local oc, kh, kw, kc = unpack(w.weight.shape)
@@ -108,8 +108,8 @@ t.test('conv2d with activations and residual', function()
   end
 end)
 
--- oneDNN's forms of a convolution differ in how they add.
-t.test('conv2d with a residual of another size than x', function()
+-- oneDNN's implementations of a convolution differ in how they add.
+t.test('conv2d with a residual whose size differs from x', function()
   for _, case in ipairs {
     { { 1, 3, 4, 8 }, { 8, 1, 1, 8 }, { 1, 1, 1, 1 } }, { { 3, 15, 16, 8 }, { 8, 5, 1, 8 }, { 1, 0, 2, 3 } },
     { { 1, 9, 23, 1 }, { 96, 4, 2, 1 }, { 0, 0, 0, 0 } }, { { 2, 18, 14, 40 }, { 40, 2, 1, 40 }, { 1, 1, 1, 1 } },
@@ -137,7 +137,7 @@ t.test('conv2d of views, mixed dtypes, a changed weight', function()
   t.near(nn.conv2d(w, x, o), conv_reference(w, x, o), 1e-6, 'weight changed in place')
 end)
 
--- Windows of 3x3 and 2x2 over many pixels go another way on a CPU (Winograd's), beside which float64's stays plain.
+-- On a CPU, windows of 3x3 and 2x2 over many pixels use Winograd's algorithm; in float64 they do not.
 t.test('conv2d of larger pictures', function()
   for _, case in ipairs {
     { { 1, 20, 24, 16 }, { 16, 3, 3, 16 }, { 1, 1, 1, 1 } }, { { 3, 17, 19, 17 }, { 37, 3, 3, 17 }, { 1, 1, 1, 1 } },
@@ -165,7 +165,7 @@ t.test('conv2d of larger pictures', function()
   end
 end)
 
-t.test('conv2d of a larger picture does not depend on the threads, nor on the pictures beside it', function()
+t.test('conv2d of a larger image does not depend on the threads or on the other images of the batch', function()
   local x, w = randn { 3, 45, 50, 32 }, { weight = randn { 48, 3, 3, 32 } }
   local threads = cr.threads()
   local y = nn.conv2d(w, x, { padding = 1 })
@@ -177,13 +177,13 @@ t.test('conv2d of a larger picture does not depend on the threads, nor on the pi
   t.equal((nn.conv2d(w, x:narrow(1, 2, 1), { padding = 1 }) - y:narrow(1, 2, 1)):abs():max():item(), 0, 'one picture')
 end)
 
-t.test('conv2d with nothing to do', function()
+t.test('conv2d of empty tensors', function()
   local w = { weight = randn { 6, 3, 3, 4 } }
   t.equal(table.concat(nn.conv2d(w, cr.empty(0, 5, 5, 4)).shape, ' '), '0 3 3 6')
 end)
 
--- Both sides of the products are rounded to bf16 after their transforms where the processor multiplies that: about
--- 1.2 % in all, where the result's rounding alone gives 0.17 %.
+-- If the CPU multiplies in bf16, both operands are rounded to bf16 after their transforms: about 1.2 % in total,
+-- while rounding the result alone gives 0.17 %.
 t.test('many tiles in bf16', function()
   for _, case in ipairs { { 2, 16, 96, 64, 3 }, { 1, 31, 50, 41, 3 }, { 1, 32, 33, 16, 2 }, { 1, 24, 16, 3, 3 } } do
     cr.scope(function()
@@ -200,7 +200,7 @@ t.test('many tiles in bf16', function()
   end
 end)
 
-t.test('conv2d says what is wrong', function()
+t.test('conv2d reports wrong arguments', function()
   local w, x = { weight = cr.ones(6, 3, 3, 4) }, cr.ones(1, 5, 5, 4)
   t.raises(function() nn.conv2d(w, cr.ones(1, 5, 5, 3)) end,
     'conv2d: channels differ: %[1 5 5 3%] with weight %[6 3 3 4%] in 1 group')

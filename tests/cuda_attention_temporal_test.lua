@@ -7,7 +7,7 @@ local t = require 'tests.support.tap'
 
 local nan = 0 / 0
 
--- q, k, v as models/networks/unet3d.lua has them: parts of one packed product, frames seen as tokens.
+-- q, k, v as in models/networks/unet3d.lua: parts of one packed product, with frames as tokens.
 local function packed(qkv, c)
   local q, k, v = qkv:narrow(4, 1, c), qkv:narrow(4, 1 + c, c), qkv:narrow(4, 1 + 2 * c, c)
   return q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3)
@@ -48,7 +48,7 @@ cuda.test('temporal attention: dense and separate tensors, odd places in memory'
     local q, k, v = cuda.randn({ 3, 2, 11, 80 }, dtype), cuda.randn({ 3, 2, 11, 80 }, dtype), cuda.randn({ 3, 1, 11, 80 }, dtype)
     cuda.near(nn.attention(cuda.up(q, dtype), cuda.up(k, dtype), cuda.up(v, dtype), { heads = 2 }),
       nn.attention(q, k, v, { heads = 2 }), { message = 'v repeated' })
-    -- rows that begin at odd elements
+    -- Rows that begin at odd elements.
     local function odd(x)
       local big = cr.zeros({ 3, x:size(2), 11, 83 }, { dtype = dtype, device = cuda.device })
       local view = big:narrow(4, 2, 80)
@@ -60,11 +60,11 @@ cuda.test('temporal attention: dense and separate tensors, odd places in memory'
   end
 end)
 
-cuda.test('temporal attention does not mix positions, frames that are not there, or nan', function()
+cuda.test('temporal attention does not mix positions, and reads nothing outside of the view', function()
   local qkv = cuda.randn({ 1, 9, 4, 120 }, 'f16')
   local q, k, v = packed(qkv, 40)
   local expected = nn.attention(q, k, v, { heads = 1 })
-  -- Around the view, and in one position, everything is nan.
+  -- Everything around the view, and one position, is NaN.
   local big = cr.full({ 1, 16, 5, 120 }, nan, { dtype = 'f16', device = cuda.device })
   local part = big:narrow(2, 1, 9):narrow(3, 1, 4)
   part:copy_(cuda.up(qkv, 'f16'))
@@ -124,7 +124,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
     plain({ 2 }, 66, 70, 2, 16, 16, dtype, { mask = function(T, S) return cuda.randn { 2, T, S } end })
     plain({ 2 }, 66, 70, 2, 16, 16, dtype, { mask = function(_, S) return cuda.randn { 1, S } end })
     plain({ 2 }, 12, 12, 2, 16, 16, dtype, { mask = function(T) return cuda.randn { 2, T, 1 } end })
-    -- the first 64 keys hidden: the running maximum starts at -inf
+    -- The first 64 keys are masked, so the running maximum starts at -inf.
     plain({ 1 }, 10, 100, 1, 16, 16, dtype, { mask = function(_, S)
       local m = {}
       for j = 1, S do m[j] = j <= 64 and -math.huge or 0 end

@@ -1,22 +1,22 @@
---- Attention on a card against the CPU's in f32 on the same numbers: all head sizes of the flash
--- kernel and those between, odd lengths, views, broadcast, scores far apart; what only the plain
--- kernel takes (f32, masks, odd head sizes) goes through the same checks.
+--- Attention on a GPU compared with the CPU's in f32 on the same numbers: all head sizes of the flash kernel and
+--- sizes between, odd lengths, views, broadcasting, scores far apart. Cases that only the plain kernel supports (f32,
+--- masks, odd head sizes) go through the same checks.
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
 local environment = require 'tests.support.environment'
 local nn = require 'cr.nn'
 local t = require 'tests.support.tap'
 
--- Relative L2 errors: rounding the result and the probabilities leaves about 3 in 10^4 in f16.
+-- Relative L2 errors: rounding the result and the probabilities gives about 3e-4 in f16.
 local LIMIT = { f32 = 1e-5, f16 = 1e-3, bf16 = 8e-3 }
 
--- Checks a result against the reference, both in the whole and its worst element.
+-- Compares a result with the reference, as a whole and by its worst element.
 local function near(y, reference, v, message)
   cuda.near(y, reference, { message = message, largest = v:abs():max():item() })
   t.near(y:to 'cpu':to 'f32', reference, LIMIT[y.dtype], ('%s %s (CR_SEED=%d)'):format(message, y.dtype, cuda.seed))
 end
 
--- Runs both; `see` turns q, k and v (on either device) into what attention gets.
+-- Runs both; `see` transforms q, k and v (on either device) to the inputs of attention.
 local function compare(dtype, q, k, v, options, message, see)
   cr.scope(function()
     see = see or function(...) return ... end
@@ -40,8 +40,8 @@ local function case(dtype, b, T, S, heads, d, scale, magnitude)
   end)
 end
 
--- The tests of the flash kernels run twice, with Hopper's own (where there is one) and with its plain
--- twin, which CR_ATTENTION=mma chooses.
+-- The tests of the flash kernels run twice: with Hopper's own kernel (if available), and with the plain one, which
+-- CR_ATTENTION=mma selects.
 local function test(name, fn)
   for _, kernel in ipairs(os.getenv 'CR_ATTENTION' and { os.getenv 'CR_ATTENTION' } or { 'wgmma', 'mma' }) do
     cuda.test(name .. ', ' .. kernel, function() environment.with('CR_ATTENTION', kernel, fn) end)
@@ -80,8 +80,8 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
       case(dtype, 2, 65, 300, 1, d, nil, 6)
       case(dtype, 1, 33, 129, 2, d <= 160 and d or 8, 1e-4)
     end
-    -- Scores that rise by hundreds along the keys, and fall: the stand-in for the maximum has to
-    -- follow, step by step, or stay.
+    -- Scores that rise by hundreds along the keys, and fall: the running maximum must be updated step by step, or
+    -- stay.
     for _, step in ipairs { 0.02, -0.02, 1, -1 } do
       cr.scope(function()
         local q, v = cr.ones(1, 40, 40), cuda.randn({ 1, 500, 40 }, dtype)
@@ -98,7 +98,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
       local packed = cuda.randn({ 2, 70, 3 * w }, dtype)
       local function split(x) return x:narrow(3, 1, w), x:narrow(3, w + 1, w), x:narrow(3, 2 * w + 1, w) end
       compare(dtype, packed, packed, packed, { heads = heads }, 'a packed qkv', split)
-      -- [B F H W C] seen as [B H W F C]; 40 frames are too many for temporal attention
+      -- [B F H W C] as [B H W F C]; 40 frames are too many for temporal attention.
       local function turn(a, b, c) return a:permute(1, 3, 4, 2, 5), b:permute(1, 3, 4, 2, 5), c:permute(1, 3, 4, 2, 5) end
       local video, up = {}, {}
       for i = 1, 3 do
@@ -124,7 +124,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
       compare(dtype, q, k, v, { heads = 2 }, 'no leading dimension', function(a, b, c)
         return a:select(1, 2), b:select(1, 1), c:select(1, 1)
       end)
-      -- Rows that start at no multiple of 16 bytes, and one element further on.
+      -- Rows that start at no multiple of 16 bytes, and one element after that.
       compare(dtype, q, k, v, { heads = 1 }, 'unaligned', function(a, b, c)
         return a:narrow(3, 4, 40), b:narrow(3, 2, 40), c:narrow(3, 6, 40)
       end)
@@ -135,7 +135,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
     end)
   end)
 
-  test('a nan is not lost, ' .. dtype, function()
+  test('NaN is propagated, ' .. dtype, function()
     for _, d in ipairs { 40, 160 } do
       cr.scope(function()
         local q, k, v = cr.ones(1, 50, d), cr.ones(1, 50, d), cr.ones(1, 50, d)

@@ -1,5 +1,5 @@
---- Two cards at once: work on one leaves the other alone, each records and replays while the other does, copies between them,
---- and a job on both. Skipped where there are fewer.
+--- Two GPUs at once: work on one does not affect the other, each records and replays while the other does, copies
+--- between them, and a job on both. Skipped with fewer GPUs.
 
 local child = require 'tests.support.child'
 local cr = require 'cr'
@@ -16,7 +16,7 @@ local function test(name, fn)
   end)
 end
 
--- The same work on the CPU's numbers, on a card: products, a convolution, attention, a norm, random numbers.
+-- The same work with the CPU's numbers on a GPU: matrix products, a convolution, attention, a norm, random numbers.
 local function work(device)
   local function drawn(seed, ...) return cr.randn(..., { generator = cr.generator(seed), device = device, dtype = 'f16' }) end
   local x = drawn(1, { 2, 32, 32, 64 })
@@ -45,7 +45,7 @@ test('copies between cards, in both directions and of any form', function()
   t.raises(function() return x + x:to(B) end, 'device')
 end)
 
-test('a tree of weights goes from card to card, while the first goes on', function()
+test('a tree of weights is copied between GPUs while the first one works', function()
   local w = cr.randn(512, 512, { device = A, generator = cr.generator(7) })
   local tree = setmetatable({ a = { weight = w, bias = w:t() }, again = w, name = 'a' }, { __path = 'x' })
   local host = w:to 'cpu'
@@ -58,7 +58,7 @@ test('a tree of weights goes from card to card, while the first goes on', functi
   cr.weights.free(copy)
 end)
 
-test('each records, and replays beside the other', function()
+test('each GPU records and replays while the other does', function()
   local graphs, inputs = {}, {}
   for i, device in ipairs { A, B } do
     graphs[i] = cr.graph(function(x) return (x:matmul(x) * 0.5 + i):relu() end)
@@ -103,7 +103,7 @@ end)
 
 local MINI = cr.root .. '/models/mini'
 
--- A piece of the demonstration on some devices: latents, report, what it said. Options are lipsync's words.
+-- A part of the demonstration on some devices: latents, report, output. Options are lipsync's.
 local function lipsync(name, device, words, env)
   local out = child.folder .. '/' .. name
   local args = { 'lipsync', '--video', MINI .. '/demo.mp4', '--audio', MINI .. '/demo.flac', '--checkpoint', MINI, '--steps', '6',
@@ -129,7 +129,7 @@ local function same_film(a, b)
   t.equal(other(), nil)
 end
 
-test('a job on both has the latents and the frames of one card', function()
+test('a job on both has the latents and frames of a job on one', function()
   t.fetched 'face/face_landmark.tflite'
   for name, words in pairs {
     plain = {}, drawn = { '--scheduler', 'euler_ancestral', '--rng', 'torch-cpu', '--match-colour' },

@@ -1,8 +1,8 @@
---- 3x3 convolutions by Hopper's own products, on the card: every way of kernels/conv/hopper.cu against the CPU's
--- float32.
+--- 3x3 convolutions with our own Hopper kernels: every variant of kernels/conv/hopper.cu compared with the CPU in
+--- float32.
 --
--- CR_CONV_HOPPER=N takes one of the ways wherever it fits: tiles of 256 pixels by 128 (1) or 160 results (2), of 128
--- by 160 (3); 0 leaves all to the library.
+-- CR_CONV_HOPPER=N selects a variant wherever it applies: tiles of 256 pixels by 128 (1) or 160 output channels (2),
+-- of 128 by 160 (3); 0 selects the library.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -15,13 +15,13 @@ local t = require 'tests.support.tap'
 local C = base.C
 local WAYS = { 1, 2, 3 }
 local halves = { 'f16', 'bf16' }
--- Relative L2 error: the result's own rounding gives two thirds of it.
+-- Relative L2 error; rounding the result gives two thirds of it.
 local LIMIT = { f16 = 3e-4, bf16 = 2.4e-3 }
 local same = { 1, 1, 1, 1 }
 
 local function with_way(way, fn) environment.with('CR_CONV_HOPPER', way, fn) end
 
--- cr_conv2d into given memory, which nn.conv2d does not offer.
+-- cr_conv2d with a given output, which nn.conv2d does not offer.
 local function conv(out, p, padding, act, stride)
   local c = ffi.new('cr_conv')
   c.stride_h, c.stride_w, c.dilation_h, c.dilation_w, c.groups = stride or 1, stride or 1, 1, 1, 1
@@ -30,7 +30,7 @@ local function conv(out, p, padding, act, stride)
   base.check(C.cr_conv2d(out.c, p.x.c, p.weight.c, p.bias and p.bias.c, p.residual and p.residual.c, nil, c))
 end
 
---- Numbers of dtype on the CPU as f32, and on the card.
+--- Random numbers of dtype on the CPU as f32, and on the GPU.
 local function drawn(shape, dtype, scale)
   return cr.scope(function()
     local x = cuda.randn(shape, dtype, scale)
@@ -38,7 +38,7 @@ local function drawn(shape, dtype, scale)
   end)
 end
 
---- Operands of x [n h w c] to o results: on the CPU and on the card.
+--- Operands for x [n h w c] and o output channels: on the CPU and on the GPU.
 local function operands(s, dtype)
   local n, h, w, c, o, padding = s[1], s[2], s[3], s[4], s[5], s[6] or same
   local shape = { n, h + padding[1] + padding[2] - 2, w + padding[3] + padding[4] - 2, o }
@@ -50,7 +50,7 @@ local function operands(s, dtype)
   return p, q, shape, padding
 end
 
---- The result against a reference that has been brought to the card, where all of it is compared.
+--- Compares the result on the GPU with a reference that was copied there.
 local function near(y, reference, message)
   cr.scope(function()
     local off = y:to 'f32' - reference
@@ -63,7 +63,7 @@ local function near(y, reference, message)
   end)
 end
 
---- Results between two pictures of nan, which must stay.
+--- A result between two images of NaN, which must not be overwritten.
 local function guarded(shape, dtype)
   local whole = cr.full({ shape[1] + 2, shape[2], shape[3], shape[4] }, 0 / 0, { dtype = dtype, device = cuda.device })
   return whole:narrow(1, 2, shape[1]), whole
@@ -117,7 +117,7 @@ for _, dtype in ipairs(halves) do
   end)
 end
 
--- Several tiles a block, the last round not full: rings go round, boxes of results are used again.
+-- Several tiles per thread block, with a partial last wave: pipeline stages and output buffers are reused.
 cuda.library_test('many tiles', function()
   check({ 17, 64, 64, 64, 328 }, 'f16', { { bias = true, residual = true }, {} })
   check({ 5, 128, 112, 128, 128 }, 'bf16', { { bias = true, residual = true }, { bias = true } })
@@ -125,7 +125,7 @@ cuda.library_test('many tiles', function()
   check({ 33, 16, 16, 320, 1280 }, 'f16', { { bias = true, residual = true } })
 end)
 
-cuda.test('a residual in place of the result, activations, steps apart', function()
+cuda.test('an in-place residual, activations, unfused steps', function()
   cr.scope(function()
     local p, q, shape, padding = operands({ 2, 20, 17, 64, 160 }, 'f16')
     for _, way in ipairs(WAYS) do
@@ -151,7 +151,7 @@ cuda.test('a residual in place of the result, activations, steps apart', functio
   end)
 end)
 
-cuda.test('what no way takes', function()
+cuda.test('what no variant supports', function()
   for _, way in ipairs(WAYS) do
     with_way(way, function()
       for _, s in ipairs {
@@ -192,11 +192,11 @@ cuda.test('views', function()
   end)
 end)
 
-cuda.test('one kernel in a recording, right when it is replayed', function()
+cuda.test('one kernel in a recording, with correct results when replayed', function()
   cr.scope(function()
     local p, q = operands({ 3, 21, 16, 128, 320 }, 'f16')
     local reference = nn.conv2d(p, p.x, { padding = 1, residual = p.residual })
-    -- Nodes of a recording of one kernel: the result is copied out.
+    -- Nodes of a recording of one kernel: the result is also copied.
     local plain = cr.graph(nn.geglu)
     for _ = 1, 3 do plain(q.x) end
     local one = plain:size()
@@ -227,11 +227,11 @@ cuda.library_test('searched, and left to the library', function()
   end)
 end)
 
--- ---- few results: kernels/conv/lines_hopper.h ----
+-- ---- few output channels: kernels/conv/lines_hopper.h ----
 
--- Whether a convolution is made by the kernels for few results shows in the number of kernels that a recording of it has
--- where the library has none (CR_LIBRARIES=0 is for slow tools), so here only results are compared: the sizes below are
--- those that the kernels take. N H W C O, padding
+-- A recording shows by its number of kernels that the kernels for few output channels are used, but only without a
+-- library (CR_LIBRARIES=0 is for slow tools). Here only results are compared; the sizes below are supported by these
+-- kernels. N H W C O, padding
 local lines = {
   { 1, 530, 96, 64, 64 }, { 2, 270, 200, 64, 48 }, { 1, 541, 113, 40, 56 }, { 1, 560, 128, 96, 32 }, { 1, 531, 90, 160, 32 },
   { 3, 200, 128, 192, 64 }, { 1, 300, 250, 136, 40 }, { 1, 540, 100, 64, 64, { 0, 1, 2, 1 } }, { 1, 1100, 95, 16, 16 },
@@ -269,7 +269,7 @@ for _, dtype in ipairs(halves) do
   end)
 end
 
-cuda.test('few results beside what is read, as in a dense block', function()
+cuda.test('few output channels next to the input, as in a dense block', function()
   cr.scope(function()
     local p, q = operands({ 1, 533, 101, 96, 32 }, 'f16')
     local reference = cuda.up(nn.conv2d(p, p.x, { padding = 1 }))

@@ -1,6 +1,6 @@
---- Convolution and pooling on a card against the CPU's on the same numbers: sizes that fit no tile,
--- strides, dilations, uneven padding, groups, what may be fused and what may not, views, results in
--- given memory, recordings, more elements than 32 bits count.
+--- Convolution and pooling on a GPU compared with the CPU's on the same numbers: sizes that fit no tile, strides,
+--- dilations, asymmetric padding, groups, with and without fusion, views, given outputs, recordings, and more than
+--- 2^32 elements.
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
 local cr = require 'cr'
@@ -19,7 +19,7 @@ local random = math.random
 
 local function pick(list) return list[random(#list)] end
 
--- cr_conv2d into given memory, which nn.conv2d does not offer. p = {x, weight, bias, residual, slope}
+-- cr_conv2d with a given output, which nn.conv2d does not offer. p = {x, weight, bias, residual, slope}
 local function conv(out, p, o)
   local c = ffi.new('cr_conv')
   c.stride_h, c.stride_w, c.dilation_h, c.dilation_w = o.stride[1], o.stride[2], o.dilation[1], o.dilation[2]
@@ -65,7 +65,7 @@ local function up(p, dtype)
   return q
 end
 
--- Runs p on the CPU and q, the same on the card, into poisoned memory.
+-- Runs p on the CPU and q, the same on the GPU, into an output filled with NaN.
 local function compare(dtype, p, q, o, message)
   local shape = result_shape(p.x.shape, p.weight.shape, o)
   local reference = cr.empty(shape, { dtype = p.x.dtype })
@@ -197,7 +197,7 @@ cuda.library_test('tf32', function()
   t.ok((out - exact):abs():max():item() > 0, 'TF32 differs')
 end)
 
--- A view of a wider tensor whose other elements are nan, holding what x does.
+-- A view of a wider tensor whose other elements are NaN, with the same values as x.
 local function slice_of(x, dim, before, after)
   local shape = {}
   for i = 1, 4 do shape[i] = x:size(i) + (i == dim and before + after or 0) end
@@ -207,7 +207,7 @@ local function slice_of(x, dim, before, after)
   return view, wide
 end
 
--- The same numbers, dense, one element past where an allocation begins.
+-- The same numbers, dense, one element after the start of an allocation.
 local function shifted(x)
   local view = cr.empty({ x:numel() + 1 }, { dtype = x.dtype, device = x.device }):narrow(1, 2, x:numel()):view(x.shape)
   base.check(C.cr_copy(view.c, x.c))
@@ -242,7 +242,7 @@ cuda.test('views', function()
         local torch = q.weight:permute(1, 4, 2, 3):contiguous():permute(1, 3, 4, 2)
         try('x and weight seen through NCHW', { x = nchw, weight = torch })
 
-        -- a residual that is the same for all pictures and rows
+        -- A residual that is the same for all images and rows.
         local row = q.residual:narrow(1, 1, 1):narrow(2, 1, 1)
         local shape = q.residual.shape
         local wide = row:expand(shape)
@@ -286,7 +286,7 @@ cuda.test('recorded', function()
   local w = { weight = cuda.randn({ 40, 3, 3, 24 }, 'f16', 0.1), bias = cuda.randn({ 40 }, 'f16') }
   local up_w = { weight = cuda.up(w.weight, 'f16'), bias = cuda.up(w.bias, 'f16') }
   local calls = 0
-  -- A shape of its own in every call of fn: the recording meets one that has not been seen.
+  -- A new shape in every call of fn: the recording meets an unseen shape.
   local function fn(x)
     calls = calls + 1
     local y = nn.conv2d(up_w, x, { padding = { calls, 0, 1, 1 } })
@@ -312,7 +312,7 @@ cuda.library_test('more than 2^31 elements', function()
   local w = { weight = cuda.up(cuda.randn({ 2, 3, 3, 3 }, 'f16'), 'f16'), bias = cuda.up(cuda.randn({ 2 }, 'f16'), 'f16') }
   local x = cr.empty({ 3, size, size, 3 }, { dtype = 'f16', device = cuda.device })
   x:fill_(0)
-  -- Only some places hold something: corners of every picture, and some in the middle.
+  -- Only some places are not zero: corners of every image, and some in the middle.
   local patch = 32
   for n = 1, 3 do
     for _, at in ipairs { 0, 9999, size - patch } do
@@ -335,7 +335,7 @@ cuda.library_test('more than 2^31 elements', function()
   end
 end)
 
--- A program of its own that prints the least of some times of a convolution, in ms.
+-- A separate program that prints the minimum time of a convolution, in ms.
 local TIMED = [[
   local cr, nn = require 'cr', require 'cr.nn'
   local function randn(...) return cr.randn({ ... }, { device = 'cuda' }):to 'f16' end
@@ -345,13 +345,13 @@ local TIMED = [[
   print(best)
 ]]
 
-cuda.library_test('what was found once is as fast when it is remembered', function()
+cuda.library_test('a remembered algorithm is as fast as when it was found', function()
   local function time()
     local r = child.run({ '-e', TIMED }, { env = { CR_CACHE = child.folder .. '/found', CR_CONV_HOPPER = '0' } })
     t.equal(r.code, 0, r.err)
     return tonumber(r.out)
   end
-  -- Other programs on the card disturb single runs of either.
+  -- Other programs on the GPU can disturb single runs of either.
   local searched, remembered = time(), math.huge
   for _ = 1, 4 do
     remembered = math.min(remembered, time())
@@ -361,10 +361,10 @@ cuda.library_test('what was found once is as fast when it is remembered', functi
   child.clean()
 end)
 
-cuda.test('nothing to do', function()
+cuda.test('empty tensors', function()
   local w = { weight = cr.ones({ 6, 3, 3, 4 }, { device = cuda.device }) }
   t.equal(table.concat(nn.conv2d(w, cr.empty({ 0, 5, 5, 4 }, { device = cuda.device })).shape, ' '), '0 3 3 6')
-  -- no input channels: the bias is all there is
+  -- Without input channels the result is the bias.
   local none = cr.empty({ 2, 3, 3, 0 }, { device = cuda.device })
   local only = { weight = cr.empty({ 3, 3, 3, 0 }, { device = cuda.device }), bias = cuda.up(cr.tensor { 1, 2, 3 }) }
   t.near(nn.conv2d(only, none, { padding = 1 }):to 'cpu', cr.tensor { 1, 2, 3 }:expand(2, 3, 3, 3):contiguous(), 0)

@@ -1,11 +1,11 @@
--- The card as such: it starts, waits, and tells what it is.
+-- The device itself: it starts, waits, and reports its properties.
 
 local child = require 'tests.support.child'
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
 local t = require 'tests.support.tap'
 
-cuda.test('memory comes and goes', function()
+cuda.test('memory is allocated and freed', function()
   local before = cr.memory(cuda.device).live
   local x = cr.empty(1000, 3, { device = cuda.device })
   t.ok(cr.memory(cuda.device).live >= before + 12000)
@@ -13,7 +13,7 @@ cuda.test('memory comes and goes', function()
   t.equal(cr.memory(cuda.device).live, before)
 end)
 
-cuda.test('a switch of the environment that is set to what it does not take is an error', function()
+cuda.test('an environment switch with an invalid value is an error', function()
   local script = "print(require 'cr'.ones(2, { device = 'cuda' }):sum():item())"
   local r = child.run({ '-e', script }, { env = { CR_ATTENTION = 'flash' } })
   t.ok(r.code ~= 0, r.out)
@@ -21,7 +21,7 @@ cuda.test('a switch of the environment that is set to what it does not take is a
   t.equal(child.run({ '-e', script }, { env = { CR_ATTENTION = 'mma', CR_GEGLU = '' } }).out, '2\n')
 end)
 
--- In processes of their own: a library starts once in each.
+-- In separate processes, because a library is initialized once per process.
 local PREPARED = [[
   local cr = require 'cr'
   local nn = require 'cr.nn'
@@ -32,7 +32,7 @@ local PREPARED = [[
   io.write(y:to 'f32':sum():item())
 ]]
 
-cuda.library_test('libraries made ready beside other work', function()
+cuda.library_test('libraries are initialized while other work goes on', function()
   local function run(...)
     local r = child.run({ '-e', PREPARED:format(...) })
     t.equal(r.code, 0, r.err)

@@ -76,7 +76,7 @@ cuda.test('binary operations: broadcasting, layouts, pairs of dtypes', function(
   for n, shapes in ipairs(pairs_of_shapes) do
     for i, da in ipairs(views.all) do
       for j, db in ipairs(views.all) do
-        -- floats with themselves everywhere, each other pair somewhere
+        -- Every float dtype with itself, and each other pair somewhere.
         if (i == j and i <= 4) or (i + 3 * j + n) % 5 == 0 then
           cr.scope(function()
             local a, b = views.random(shapes[1], da), views.random(shapes[2], db)
@@ -174,7 +174,7 @@ cuda.test('geglu', function()
   views.check(nn.geglu(x:to(cuda.device)), nn.geglu(x), 'far')
 end)
 
-cuda.test('given results: with gaps, and over the operands', function()
+cuda.test('given outputs: with gaps, and in place', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
     for _, shape in ipairs { { 6, 64 }, { 3, 5, 7 } } do
       local a, b = views.random(shape, dtype), views.random({ shape[#shape] }, dtype)
@@ -227,7 +227,7 @@ cuda.test('fill and arange', function()
   views.same(cr.arange(0, 1, 1 / 3000, { device = cuda.device }), cr.arange(0, 1, 1 / 3000))
 end)
 
-cuda.test('nothing to do', function()
+cuda.test('empty tensors', function()
   local e = cr.empty({ 0, 3 }, { device = cuda.device })
   t.equal((e + 1):numel(), 0)
   t.equal((e * e):numel(), 0)

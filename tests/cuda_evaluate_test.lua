@@ -1,4 +1,4 @@
---- The networks of the metric on the card, and the pictures that are cut for them: what they give on the CPU.
+--- The metric's networks on a GPU, and the crops for them: they agree with the CPU.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -85,7 +85,7 @@ cuda.test('pictures around a track are the CPU\'s', function()
   t.equal(cuts, 1)
 end)
 
-cuda.library_test('a video is judged as on the CPU, its frames staying on the card', function()
+cuda.library_test('a video is evaluated as on the CPU, with its frames on the GPU', function()
   local ok, bright = pcall(require, 'tests.support.audiovisual')
   if not ok then t.skip(tostring(bright)) end -- no media library
   for name, case in pairs {

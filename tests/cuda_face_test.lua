@@ -1,4 +1,4 @@
---- The face detector and the mesh on the card: what they give on the CPU.
+--- The face detector and the mesh on a GPU: they agree with the CPU.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -31,7 +31,7 @@ for _, name in ipairs { 'face_detection_full_range', 'face_detection_short_range
   end)
 end
 
-cuda.test('a frame leaves the card, comes back for once, and its face is found as the CPU finds it', function()
+cuda.test('a frame leaves the GPU, returns once, and its face is found as on the CPU', function()
   local video = cr.root .. '/models/mini/demo.mp4'
   local media = require 'cr.media'
   local ok, reader = pcall(media.reader, video, { device = cuda.device, wait = true })
@@ -84,7 +84,7 @@ cuda.test('a face is found where the CPU finds it', function()
   there:free()
 end)
 
-cuda.test('frames that are looked at together show what the CPU finds in each', function()
+cuda.test("frames that are analysed together give the CPU's faces", function()
   local people = require 'models.latentsync.people'
   local ok, reader = pcall(require 'cr.media'.reader, cr.root .. '/models/mini/demo.mp4')
   if not ok then t.skip(tostring(reader)) end

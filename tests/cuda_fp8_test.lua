@@ -1,5 +1,5 @@
---- 8-bit floating point on a card: codes against the CPU's bit for bit, products against float64 of the very numbers
---- that the codes stand for, at odd sizes, with all that a product takes along.
+--- FP8 on a GPU: quantized values equal the CPU's bit for bit; products are compared with float64 on exactly the
+--- quantized values, at odd sizes, with every fused epilogue.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -12,7 +12,7 @@ local table_of = require 'tests.support.fp8_table'
 
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
---- Of a way to declare tests: the same for tests of products, since only some cards have 8-bit tensor cores.
+--- Wraps a function that declares tests, for tests of products: only some GPUs have FP8 tensor cores.
 local function on_fp8(test)
   return function(name, fn)
     test(name, function()
@@ -25,13 +25,13 @@ end
 local product_test = on_fp8(cuda.test)
 local own_test, large_test = cuda.on_hopper(product_test), cuda.on_hopper(on_fp8(cuda.library_test))
 
-cuda.test('codes of all halves and of all midpoints', function()
+cuda.test('quantization of all f16 numbers and of all midpoints', function()
   local values, want = table_of.cases()
   local x = cr.empty({ 1, #values }, { dtype = 'f32' })
   local p = x:pointer()
   for i, v in ipairs(values) do p[i - 1] = v end
   for _, dtype in ipairs { 'f32', 'f16' } do
-    local n = dtype == 'f16' and 31 * 1024 * 2 or #values -- the midpoints are no halves
+    local n = dtype == 'f16' and 31 * 1024 * 2 or #values -- the midpoints are not f16 numbers
     local q = fp8.quantize(x:narrow(2, 1, n):to(dtype):to(cuda.device), cr.ones(1, { device = cuda.device }))
     local codes = q.codes:to 'cpu'
     local c, wrong = codes:pointer(), 0
@@ -48,7 +48,7 @@ end
 
 local WIDTHS = { 1, 3, 8, 17, 40, 64, 320, 328, 640, 648, 1000, 1280, 1288, 2560, 2561, 5120, 5128, 10240, 10248 }
 
-cuda.test('codes and scales are the CPU\'s', function()
+cuda.test("quantized values and scales equal the CPU's", function()
   for _, dtype in ipairs { 'f16', 'bf16', 'f32' } do
     for _, width in ipairs(WIDTHS) do
       cr.scope(function()
@@ -77,7 +77,7 @@ cuda.test('codes and scales are the CPU\'s', function()
   t.ok(bad[0] == 1 and bad[1] ~= bad[1] and bad[2] ~= bad[2] and bad[3] ~= bad[3] and bad[5] == 2, 'nan and infinity')
 end)
 
--- Numbers in front of the coding differ in their last bits, so a code may be the next one here and there.
+-- Values before quantization differ in their last bits, so a result may occasionally be the neighbouring code.
 local function near_codes(q, r, message)
   cr.scope(function()
     local a = down(q)
@@ -91,13 +91,13 @@ local function near_codes(q, r, message)
   end)
 end
 
-cuda.test('geglu and layer norm on the way', function()
+cuda.test('quantization fused with GEGLU and layer norm', function()
   for _, dtype in ipairs { 'f16', 'bf16' } do
     for _, width in ipairs { 8, 17, 320, 640, 648, 1280, 2560, 5120, 10248 } do
       cr.scope(function()
         local x = cuda.randn({ 5, 2 * width }, dtype)
         local name = ('%s %d'):format(dtype, width)
-        -- Two passes round to the dtype in between; a code's step is 2^-3, that of bf16 2^-8.
+        -- Two passes round to the dtype in between; the step of a code is 2^-3, that of bf16 2^-8.
         local single = width % 8 == 0 and width <= 10240
         local r = single and fp8.geglu(x) or fp8.quantize(nn.geglu(x):to(dtype):to 'f32')
         near_codes(fp8.geglu(cuda.up(x, dtype)), r, 'geglu ' .. name)
@@ -124,7 +124,7 @@ end)
 
 local function up(x, dtype) return x and cuda.up(x, dtype) or nil end
 
---- The product in float64 of the numbers that the card's codes stand for, and its largest term.
+--- The product in float64 of the GPU's dequantized values, and its largest term.
 local function reference(qx, w, options)
   local function wide(x) return x and x:to 'f64' end
   local a, b = fp8.dequantize(down(qx), 'f32'):to 'f64', fp8.dequantize(down { codes = w.weight, scale = w.scale }, 'f32'):to 'f64'
@@ -144,7 +144,7 @@ local function check(m, k, n, dtype, options)
       options.residual and ' residual' or '', options.name or '')
     local function near(z)
       if dtype == 'f32' then
-        -- The tensor cores' own sums have about 14 bits.
+        -- The tensor cores accumulate with about 14 bits.
         t.near(z:to 'cpu':to 'f64', y, k % 16 == 0 and n % 16 == 0 and 5e-4 or 1e-5, message)
       else
         cuda.near(z, y, { largest = largest, message = message })
@@ -231,8 +231,8 @@ product_test('recorded: two kernels where the library takes all along', function
   end)
 end)
 
--- Our own kernels (kernels/linear/gemm_hopper.h): CR_FP8_OWN takes the wide tiles (1) or the narrow ones (2) wherever they
--- fit, 0 the library.
+-- Our own kernels (kernels/linear/gemm_hopper.h): CR_FP8_OWN selects the wide tiles (1) or the narrow ones (2)
+-- wherever they fit, 0 the library.
 local function with_own(way, options, fn)
   environment.with('CR_FP8_OWN', way, function() cuda.with(options, fn) end)
 end
@@ -247,8 +247,8 @@ local function coded(x, scale)
   return cr.scope(function() return fp8.quantize(cuda.up(x * scale:view(scale:numel(), 1)), cuda.up(scale)) end)
 end
 
--- Whole numbers whose sums every adder holds exactly, and scales that are powers of two: there is one result only, the
--- exact one rounded once. Reference: on the card by way of f32 sums, and the first rows on the CPU.
+-- Integers whose sums are exact in every accumulator, and scales that are powers of two: there is only one correct
+-- result, the exact one rounded once. Reference: f32 sums on the GPU, and the first rows on the CPU.
 local function check_whole(m, k, n, dtype, with)
   cr.scope(function()
     local q, qw = coded(whole(m, k), powers(m)), coded(whole(n, k), powers(n))
@@ -293,7 +293,7 @@ own_test('our own kernels: whole numbers, exactly', function()
   end
 end)
 
--- Many tiles a block: the ring and the places of results go round, the groups overtake each other.
+-- Many tiles per thread block: pipeline stages and output buffers are reused, and warpgroups overtake each other.
 large_test('our own kernels: many rows', function()
   check_whole(30011, 320, 320, 'f16', { bias = true, residual = true })
   check_whole(16001, 320, 960, 'bf16', {})
@@ -302,8 +302,8 @@ large_test('our own kernels: many rows', function()
   check_whole(513, 5120, 1280, 'f16', { bias = true, residual = true })
 end)
 
--- Relative L2 error: the result's rounding gives 2e-4 in f16 and 1.6e-3 in bf16, the tensor cores' own sums of 128
--- products some 1e-4. Whole rows that they sum lose up to 2^-13 with every 32 products, always downwards.
+-- Relative L2 error: rounding the result gives 2e-4 in f16 and 1.6e-3 in bf16, accumulating 128 products in the
+-- tensor cores about 1e-4. Longer accumulations lose up to 2^-13 per 32 products, always downwards.
 own_test('our own kernels: any numbers', function()
   local LIMIT, FAST_LIMIT = { f16 = 8e-4, bf16 = 2.4e-3 }, 2e-2
   t.each({ 'f16', 'bf16' }, cuda.cases { { 33, 320, 640 }, { 130, 1280, 168 }, { 70, 5120, 320 } }, function(dtype, s)
@@ -357,7 +357,7 @@ end)
 product_test('a quantized network takes less memory than before, and computes the same wherever it was loaded', function()
   local apply, layers, recipes = require 'models.quantize.apply', require 'models.quantize.layers', require 'models.quantize.recipe'
   local unet3d, weights = require 'models.networks.unet3d', require 'cr.weights'
-  t.keeps_storages() -- what the card keeps for recordings and reuse
+  t.keeps_storages() -- recordings and cached memory of the device
   local dir = scratch.path 'nano'
   require 'tests.support.checkpoint'.write(dir)
   local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(384))

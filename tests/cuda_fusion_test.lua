@@ -1,6 +1,6 @@
---- What operations take along in one pass: each switch leaves the result as it is, and takes another way.
+--- Fused operations: each switch leaves the result unchanged, and selects another implementation.
 --
--- The way is seen in a recording: how many kernels, copies and fills it runs.
+-- A recording shows the implementation: how many kernels, copies and fills it contains.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -10,7 +10,7 @@ local t = require 'tests.support.tap'
 local names = { 'linear_bias', 'linear_activation', 'linear_residual', 'linear_geglu', 'conv_bias', 'conv_activation', 'conv_residual',
   'conv_upsample', 'norm_bias', 'norm_silu', 'norm_after' }
 
---- Nodes of a recording of fn, which is run three times: as it is, recorded, replayed.
+--- The nodes of a recording of fn, which is run three times: directly, while recording, as a replay.
 local function size_of(fn, inputs)
   local g = cr.graph(fn)
   for _ = 1, 3 do cr.scope(function() g(unpack(inputs)) end) end
@@ -43,11 +43,11 @@ case('linear_bias', 'linear', all, dense, function(p) return nn.linear(p, p.x) e
 case('linear_activation', 'linear, relu', all, dense, function(p) return nn.linear(p, p.x, { act = 'relu' }) end)
 case('linear_residual', 'linear', all, dense, function(p) return nn.linear(p, p.x, { residual = p.residual }) end)
 
--- cuDNN's kernels; its ready-made ones with two additions are of half precision.
+-- cuDNN's kernels; its precompiled ones with two additions are in half precision.
 local window = { x = { 2, 16, 18, 64 }, weight = { 72, 3, 3, 64 }, bias = { 72 }, residual = { 2, 16, 18, 72 } }
 case('conv_bias', 'conv2d', halves, window, function(p) return nn.conv2d(p, p.x, { padding = 1 }) end)
 case('conv_residual', 'conv2d', halves, window, function(p) return nn.conv2d(p, p.x, { padding = 1, residual = p.residual }) end)
--- Own kernels: few results a pixel, and narrow groups.
+-- Our own kernels: few output channels, and narrow groups.
 local few = { x = { 2, 16, 18, 64 }, weight = { 4, 3, 3, 64 }, bias = { 4 }, residual = { 2, 16, 18, 4 } }
 local deep = { x = { 1, 9, 11, 24 }, weight = { 24, 3, 3, 1 }, bias = { 24 }, residual = { 1, 9, 11, 24 } }
 for _, step in ipairs { 'bias', 'activation', 'residual' } do
@@ -65,11 +65,11 @@ local layers = { x = { 3, 6, 80 }, weight = { 80 }, bias = { 80 }, after = { 6, 
 case('norm_after', 'layer norm', all, layers, function(p) return nn.layer_norm(p, p.x, 1e-5, { after = p.after }) end)
 
 for _, c in ipairs(cases) do
-  -- Products without the library take nothing along.
+  -- Without the library, products fuse nothing.
   local test = c.switch:find '^linear' and cuda.library_test or cuda.test
   test(('%s: %s'):format(c.switch, c.name), function()
     for _, dtype in ipairs(c.dtypes) do
-      -- The library's first proposals: a recording is the same whatever was timed.
+      -- The library's first choice is used, so that a recording does not depend on timings.
       cuda.with({ search = false }, function()
         local here, there = drawn(dtype, c.shapes)
         local want = c.fn(here)
@@ -100,7 +100,7 @@ cuda.test('ReLU in cuDNN\'s pass or after it gives the same', function()
   end
 end)
 
-cuda.test('a residual in the result\'s place, in steps', function()
+cuda.test('an in-place residual, in separate steps', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
     for _, switch in ipairs { 'linear_bias', 'linear_activation', 'linear_residual' } do
       cr.scope(function()
@@ -125,7 +125,7 @@ cuda.test('guidance, a posterior sample and a timestep embedding are one kernel 
     local y = cuda.up(cuda.randn({ 2, 3, 4, 5, 4 }, dtype), dtype)
     local moments = cuda.up(cuda.randn({ 2, 4, 5, 8 }, dtype), dtype)
     local steps = cuda.up(cuda.randn { 3 })
-    local nothing = size_of(function(x) return x end, { y }) -- the result is copied out
+    local nothing = size_of(function(x) return x end, { y }) -- the result is copied
     t.equal(size_of(function(x) return cr.lincomb({ x:narrow(1, 1, 1), x:narrow(1, 2, 1) }, { -0.5, 1.5 }) end, { y }),
       nothing + 1, 'guidance ' .. dtype)
     t.equal(size_of(function(x)
@@ -136,7 +136,7 @@ cuda.test('guidance, a posterior sample and a timestep embedding are one kernel 
   end
 end)
 
-cuda.test('one option for all of them', function()
+cuda.test('one option switches all fusions', function()
   local device = cr.cuda.device
   cuda.with({ fusion = true }, function()
     for _, name in ipairs(names) do t.equal(device[name], true, name) end

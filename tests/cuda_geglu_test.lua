@@ -1,4 +1,4 @@
---- GEGLU inside the product before it, on the card: the kernel of linear_geglu against the CPU's float64.
+--- A matrix product with GEGLU as its epilogue on a GPU: the kernel of linear_geglu compared with the CPU's float64.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -7,12 +7,12 @@ local nn = require 'cr.nn'
 local t = require 'tests.support.tap'
 
 local halves = { 'f16', 'bf16' }
--- Relative L2 error of the kernel: the result's own rounding gives 1.85 of the 3, and of few numbers up to ROUNDED. Apart,
--- values and gates are rounded too, and each search may choose that.
+-- Relative L2 error of the kernel: rounding the result gives 1.85 of the 3, and for few elements up to ROUNDED.
+-- Unfused, values and gates are rounded too, and each algorithm search may choose that.
 local LIMIT, ROUNDED = { f16 = 3e-4, bf16 = 2.4e-3 }, { f16 = 2 ^ -11, bf16 = 2 ^ -8 }
 local FEW = 1000
 
---- Calls fn so that linear_geglu takes the kernel (1: wherever it fits) or product and GEGLU apart (0).
+--- Calls fn with linear_geglu set to the fused kernel (1: wherever it applies) or to separate product and GEGLU (0).
 local function by_way(way, fn) environment.with('CR_GEGLU', way, fn) end
 local function by_kernel(fn) by_way(1, fn) end
 
@@ -54,7 +54,7 @@ local function check(m, k, width, dtype, with_bias)
     by_kernel(function() nn.linear_geglu(card, xc, { out = out }) end)
     near(out:narrow(1, 1, few), first, message .. ', first rows')
     near(out:narrow(1, m - few + 1, few), last, message .. ', last rows')
-    -- All of it: no element is further from the other way than both roundings may bring it.
+    -- All elements: none differs from the other implementation by more than both roundings.
     local off = (out:to 'f32' - apart:to 'f32'):abs() - apart:to 'f32':abs() * (4 * cuda.eps[dtype])
     local worst = off:max():item()
     t.ok(worst <= 8 * cuda.eps[dtype], ('%s: %.3g from apart (CR_SEED=%d)'):format(message, worst, cuda.seed))
@@ -75,13 +75,13 @@ for _, dtype in ipairs(halves) do
   end)
 end
 
--- Many tiles a block: the ring goes round, the groups overtake each other.
+-- Many tiles per thread block: pipeline stages are reused, and warpgroups overtake each other.
 cuda.library_test('many rows', function()
   check(30011, 320, 1280, 'f16', true)
   check(9001, 640, 2560, 'f16', true)
   check(9001, 128, 5120, 'f16', true)
   check(4099, 1280, 5120, 'bf16', true)
-  check(64, 64, 40960, 'f16', false) -- one tile of rows, columns one after another
+  check(64, 64, 40960, 'f16', false) -- one row of tiles, columns one after another
   check(70, 128, 40960, 'f16', false)
 end)
 
@@ -92,11 +92,11 @@ cuda.test('views, and what no kernel takes', function()
     local bias, bc = drawn({ 256 }, 'f16')
     local w, card = { weight = weight, bias = bias }, { weight = wc, bias = bc }
     by_kernel(function()
-      for _, first in ipairs { 1, 9, 2 } do -- the last is not at a multiple of 16 bytes
+      for _, first in ipairs { 1, 9, 2 } do -- the last one is not at a multiple of 16 bytes
         local y = nn.linear_geglu(card, xc:narrow(3, first, 320))
         near(y, nn.linear_geglu(w, x:narrow(3, first, 320)), 'columns from ' .. first, first == 2)
       end
-      local middle = nn.linear_geglu(card, xc:narrow(2, 11, 20):narrow(3, 1, 320)) -- rows with gaps: no one step
+      local middle = nn.linear_geglu(card, xc:narrow(2, 11, 20):narrow(3, 1, 320)) -- rows with gaps: no single stride
       near(middle, nn.linear_geglu(w, x:narrow(2, 11, 20):narrow(3, 1, 320)), 'gaps', true)
       local wide = poisoned({ 3, 50, 144 }, 'f16')
       local out = wide:narrow(3, 9, 128)
@@ -112,7 +112,7 @@ cuda.test('views, and what no kernel takes', function()
   end)
 end)
 
-cuda.test('gates far from 0, and what is no number', function()
+cuda.test('gates far from 0, infinities and NaN', function()
   cr.scope(function()
     local _, wc = drawn({ 256, 64 }, 'f16', 0.1)
     local gates = cr.full({ 256 }, 1):to 'f16'
@@ -140,7 +140,7 @@ local function recorded(fn, input)
   return n, y
 end
 
-cuda.test('one kernel in a recording, right when it is replayed', function()
+cuda.test('one kernel in a recording, with correct results when replayed', function()
   cr.scope(function()
     local x, xc = drawn({ 300, 320 }, 'f16')
     local weight, wc = drawn({ 2560, 320 }, 'f16', 0.05)

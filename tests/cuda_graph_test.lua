@@ -1,4 +1,4 @@
--- Recordings, streams, waiting in tasks, faults and resets.
+-- Recordings (CUDA graphs), streams, waiting in tasks, faults and resets.
 
 local cr = require 'cr'
 local child = require 'tests.support.child'
@@ -8,7 +8,7 @@ local t = require 'tests.support.tap'
 
 local up, randn = cuda.up, cuda.randn
 
-cuda.test('a recording gives what the function gives, for every new input', function()
+cuda.test("a recording returns the function's result for every new input", function()
   local w = up(randn { 7, 5 })
   local function fn(x, k) return cr.scope(function() return (x:matmul(w) * k):silu(), x:sum() end) end
   local g = cr.graph(fn)
@@ -62,7 +62,7 @@ cuda.test('a graph inside another is part of it', function()
   outer:free()
 end)
 
-cuda.test('shapes and plain arguments make recordings of their own', function()
+cuda.test('each combination of shapes and plain arguments has its own recording', function()
   local g = cr.graph(function(x, k) return x * k end, { limit = 3 })
   for _ = 1, 3 do
     for n = 1, 2 do
@@ -78,7 +78,7 @@ cuda.test('shapes and plain arguments make recordings of their own', function()
   g:free()
 end)
 
-cuda.test('a freed weight is held by the recording that reads it', function()
+cuda.test('a recording keeps the weights that it reads alive', function()
   local w = up(randn { 64, 64 })
   local g = cr.graph(function(x) return x:matmul(w) end)
   local x = up(randn { 2, 64 })
@@ -91,7 +91,7 @@ cuda.test('a freed weight is held by the recording that reads it', function()
   g:free()
 end)
 
-cuda.test('what cannot be recorded runs as it is and says why', function()
+cuda.test('what cannot be recorded runs directly and reports the reason', function()
   local g = cr.graph(function(x) return x * x:sum():item() end)
   for _ = 1, 3 do
     cr.scope(function()
@@ -189,7 +189,7 @@ cuda.library_test('a patient task lets others run while it waits for what it rea
   end)
 end)
 
-cuda.test('a function is recorded anew on another stream', function()
+cuda.test('a function is recorded again on another stream', function()
   local g = cr.graph(function(x) return x * 2 + 1 end)
   cr.run(function()
     for stream = 0, 1 do
@@ -204,7 +204,7 @@ cuda.test('a function is recorded anew on another stream', function()
   g:free()
 end)
 
-cuda.library_test('a tensor handed over and a mark wait for what was given before, not for what follows', function()
+cuda.library_test('hand_over and marks wait for earlier work only', function()
   cr.run(function()
     local x = up(randn { 2500, 2500 })
     local y = x:matmul(x)
@@ -217,7 +217,7 @@ cuda.library_test('a tensor handed over and a mark wait for what was given befor
         cr.cuda.hand_over(z, 1)
         local given = now()
         local mark = cr.cuda.mark()
-        -- Behind both at least as much work as is queued before a launch has to wait: some tenths of a second.
+        -- After both, at least as much work as fills the launch queue: some tenths of a second.
         for _ = 1, 1500 do cr.scope(function() x:matmul(x) end) end
         done:put(z)
         local reached = cr.await(mark)
@@ -241,7 +241,7 @@ cuda.library_test('a tensor handed over and a mark wait for what was given befor
   end)
 end)
 
-cuda.test('memory that another stream still reads is not given out', function()
+cuda.test('memory that another stream still reads is not reused', function()
   cr.run(function()
     cr.all {
       function()
@@ -276,7 +276,7 @@ cuda.test('the denoising loop: new time steps and windows reuse the recording', 
   scale:free()
 end)
 
--- A fault ruins the process's hold on the card, so it happens in a child.
+-- A fault makes the device unusable for the process, so it happens in a child process.
 local FAULT = [[
   local cr = require 'cr'
   local kept = cr.ones(3, { device = 'cuda' })
@@ -290,7 +290,7 @@ local FAULT = [[
   print((cr.ones(2) + 1):sum():item())
 ]]
 
-cuda.test('a fault names its operation and stays; a reset mends it, or says what does', function()
+cuda.test('a fault names its operation and persists; a reset recovers, or says how to', function()
   local script = child.file('fault.lua', FAULT)
   local r = child.run({ script }, { env = { CR_CUDA_BLOCKING = '1' } })
   local lines = {}
@@ -299,7 +299,7 @@ cuda.test('a fault names its operation and stays; a reset mends it, or says what
   t.equal(#lines, 6, r.out)
   t.ok(lines[1]:find 'false.*fill.*illegal memory access', lines[1])
   t.ok(lines[2]:find 'false.*the card failed', lines[2])
-  -- Not every driver lets a process have a card again that failed under it.
+  -- Not every driver lets a process use a device again that failed under it.
   if lines[3]:find '^true' then
     t.ok(lines[4]:find 'false.*lost when its device was reset', lines[4])
     t.ok(lines[5]:find 'true.*4', lines[5])
@@ -312,7 +312,7 @@ cuda.test('a fault names its operation and stays; a reset mends it, or says what
   t.ok(r.out:find 'fill', 'without waiting the fault still tells the last operations: ' .. r.out)
 end)
 
-cuda.test('a reset without a fault gives a card as new', function()
+cuda.test('a reset without a fault gives a fresh device', function()
   local r = child.run { child.file('reset.lua', [[
     local cr = require 'cr'
     local kept = cr.ones(3, { device = 'cuda' })

@@ -1,4 +1,4 @@
--- Guidance, caches and schedulers on a card: whole windows of recorded steps against the processor's.
+-- Guidance, caches and schedulers on a GPU: whole windows of recorded steps compared with the CPU.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -37,7 +37,7 @@ local function windows(device, name, steps, settings, spec)
 end
 
 local function compare(what, ...)
-  t.keeps_storages() -- recordings stay with the network until it is collected
+  t.keeps_storages() -- recordings stay with the network until it is garbage-collected
   local got, counts = windows(cuda.device, ...)
   local want, wanted = windows('cpu', ...)
   for k = 1, 2 do t.near(got[k], want[k], 2e-3, ('%s, window %d'):format(what, k)) end

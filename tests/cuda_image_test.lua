@@ -1,4 +1,4 @@
---- Picture operations on the card: the same bytes and floats as on the CPU.
+--- Image operations on a GPU: the same bytes and floats as on the CPU.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -25,7 +25,7 @@ end
 
 local function up(x) return x:to(cuda.device) end
 
---- Every number is the CPU's, nan where that is nan.
+--- Every value equals the CPU's, including NaN.
 local function same(result, reference, message)
   message = ('%s (CR_SEED=%d)'):format(message, cuda.seed)
   cr.scope(function()
@@ -98,7 +98,7 @@ cuda.test('resize nearest moves whole words', function()
       end)
     end
   end
-  cr.scope(function() -- a start that is not on a 16-byte boundary
+  cr.scope(function() -- a start that is not at a 16-byte boundary
     local x = picture({ 3, 4, 17 }, 'f16')
     local card = up(x):view(-1):narrow(1, 2, 3 * 4 * 16):view(3, 4, 16)
     same(nn.upsample_nearest(card, 2), nn.upsample_nearest(x:view(-1):narrow(1, 2, 3 * 4 * 16):view(3, 4, 16), 2), 'odd start')
@@ -264,7 +264,7 @@ cuda.test('rgb_to_yuv', function()
     { { 1, 1 }, { 1, 0 }, { 0, 0 }, { 0, 1 } },
     { 0, 1 },
     function(size, shift, full)
-      for short = 0, size[1] > 1000 and 0 or 1 do -- with and without a row and a column to be repeated
+      for short = 0, size[1] > 1000 and 0 or 1 do -- with and without a repeated row and column
         cr.scope(function()
           local width, height = size[1], size[2]
           local f = ffi.new('cr_yuv', { width, height, shift[1], shift[2], full, { 117489, 138438, 13975, 34925 } })
@@ -279,7 +279,7 @@ cuda.test('rgb_to_yuv', function()
     end)
 end)
 
-cuda.test('frames come down as planes, and make the same file', function()
+cuda.test('frames that are copied as planes give the same file', function()
   local media = require 'cr.media'
   local ok, why = pcall(media.version)
   if not ok then t.skip(tostring(why)) end
@@ -309,7 +309,7 @@ cuda.test('frames come down as planes, and make the same file', function()
   end
 end)
 
-cuda.test('a video goes up as it was decoded, and is the same there', function()
+cuda.test('a video that is copied in its decoded format is the same on the GPU', function()
   local video = cr.root .. '/models/mini/demo.mp4'
   local ok, host = pcall(function() return require 'cr.media'.reader(video) end)
   if not ok then t.skip(tostring(host)) end
@@ -383,7 +383,7 @@ cuda.test('pixel_shuffle', function()
             message .. ' ' .. whole)
         end
         same(nn.pixel_shuffle(cx, s), nn.pixel_shuffle(x:to(dtype), s), message .. ' as it is')
-        if h > 2 and w > 2 then -- a rectangle of a larger picture, without gaps between the channels
+        if h > 2 and w > 2 then -- a rectangle of a larger image, without gaps between the channels
           local part = function(v) return v:narrow(2, 2, h - 2):narrow(3, 2, w - 2) end
           same(nn.pixel_shuffle(part(cx), s, { base = part(cm), dtype = 'u8' }),
             nn.pixel_shuffle(part(x), s, { base = part(more), dtype = 'u8' }), message .. ' a rectangle')

@@ -1,4 +1,4 @@
---- Kernels of one's own on a card: formulas, recorded functions, CUDA source, recordings.
+--- Custom kernels on a GPU: formulas, recorded functions, CUDA source, recordings.
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'

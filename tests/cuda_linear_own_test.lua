@@ -1,5 +1,6 @@
---- Products of 16-bit rows by our own kernels (kernels/linear/gemm_hopper.h): exact on whole numbers, at sizes that fill no
---- tile, in place, with pitches, in a recording. CR_LINEAR_OWN=1 takes them wherever they fit, 0 the library.
+--- Matrix products of 16-bit rows with our own kernels (kernels/linear/gemm_hopper.h): exact on integers, at sizes
+--- that fill no tile, in place, with pitches, in a recording. CR_LINEAR_OWN=1 selects them wherever they fit, 0 the
+--- library.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -12,8 +13,8 @@ local function with_way(way, fn) environment.with('CR_LINEAR_OWN', way, fn) end
 local own_test, large_test = cuda.on_hopper(cuda.test), cuda.on_hopper(cuda.library_test)
 local whole, poisoned = cuda.whole, cuda.poisoned
 
--- Whole numbers, whose f32 sums are exact in any order: there is one result only, the exact one rounded once. Reference:
--- the card's f32 product, and for its first and last rows the CPU's.
+-- Integers whose f32 sums are exact in any order: there is only one correct result, the exact one rounded once.
+-- Reference: the GPU's f32 product, and the CPU's for its first and last rows.
 local function check(m, k, n, dtype, with)
   cr.scope(function()
     local x, weight = whole(m, k), whole(n, k)
@@ -56,7 +57,7 @@ for _, dtype in ipairs { 'f16', 'bf16' } do
   end)
 end
 
--- Many tiles a block: the ring and the places of results go round, the groups overtake each other.
+-- Many tiles per thread block: pipeline stages and output buffers are reused, and warpgroups overtake each other.
 large_test('many rows', function()
   check(30011, 320, 320, 'f16', { bias = true, residual = true })
   check(30011, 320, 328, 'bf16', { residual = true })
@@ -66,7 +67,8 @@ large_test('many rows', function()
   check(513, 5120, 1280, 'f16', { bias = true, residual = true })
 end)
 
--- The result's rounding gives a relative L2 error of 2e-4 in f16 and 1.7e-3 in bf16; a second one would give 1.4 of it.
+-- Rounding the result gives a relative L2 error of 2e-4 in f16 and 1.7e-3 in bf16; rounding twice would give 1.4
+-- times as much.
 own_test('any numbers', function()
   local LIMIT = { f16 = 2.5e-4, bf16 = 2e-3 }
   for _, dtype in ipairs { 'f16', 'bf16' } do
@@ -95,7 +97,7 @@ own_test('rows with a pitch, and what does not fit', function()
     local want = nn.linear({ weight = weight, bias = bias }, x, { residual = residual })
     local xs, rs = cuda.up(x, 'f16'), cuda.up(residual, 'f16')
     local w = { weight = cuda.up(weight, 'f16'), bias = cuda.up(bias, 'f16') }
-    -- x's, the residual's and the result's columns begin at `first` of lines of `line` more.
+    -- The columns of x, residual and result begin at `first` in lines that are longer by `line`.
     for _, pitch in ipairs { { 1, 8 }, { 9, 24 }, { 2, 8 }, { 1, 3 } } do
       local first, line = unpack(pitch)
       for way = 0, 1 do
@@ -112,7 +114,7 @@ own_test('rows with a pitch, and what does not fit', function()
             local name = ('way %d, %d more, from %d'):format(way, line, first)
             t.near(y:contiguous():to 'cpu':to 'f32', want:to 'f16':to 'f32', 0, name)
             local rest = all:narrow(2, first + n, line - first + 1):contiguous():to 'cpu':to 'f32'
-            t.equal(rest:ne(rest):to 'f32':mean():item(), 1, name .. ': what stands behind') -- still no numbers
+            t.equal(rest:ne(rest):to 'f32':mean():item(), 1, name .. ': what stands behind') -- still NaN
           end)
         end)
       end
@@ -130,7 +132,7 @@ local function recorded(fn, ...)
   return n, y
 end
 
--- Without the library the plain kernel leaves bias and residual to a second one: one alone is ours.
+-- Without the library, the plain kernel leaves bias and residual to a second kernel; a single kernel is ours.
 own_test('one kernel in a recording, right when it is replayed', function()
   cr.scope(function()
     local x, weight, bias, residual = whole(200, 320), whole(640, 320), whole(640), whole(200, 640)

@@ -1,4 +1,4 @@
---- Linear layers on the card against the CPU's in float64: sizes, dtypes, strides, what is fused.
+--- Linear layers on a GPU compared with the CPU's in float64: sizes, dtypes, strides, fusion.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -18,7 +18,7 @@ local function up(x, dtype) return cuda.up(x, dtype) end
 
 local function biggest(x) return x and x:numel() > 0 and x:abs():max():item() or 0 end
 
--- f32 and f64: relative to the largest term, since few numbers may cancel.
+-- f32 and f64: relative to the largest term, because a few sums may cancel.
 local LIMIT = { f32 = 1e-5, f64 = 1e-13 }
 
 local function near(result, reference, largest, message)
@@ -60,7 +60,7 @@ for _, dtype in ipairs(DTYPES) do
   end)
 end
 
--- Every combination of bias, activation and residual; the residual apart, in place, repeated.
+-- Every combination of bias, activation and residual; the residual separate, in place, repeated.
 local function combinations(dtype, m, k, n, message)
   local x, weight, bias = randn({ 2, m, k }, dtype), randn({ n, k }, dtype, k ^ -0.5), randn({ n }, dtype)
   local whole, one, row, column =
@@ -93,17 +93,17 @@ for _, dtype in ipairs(DTYPES) do
     cr.scope(function() combinations(dtype, 24, 40, 64, 'even') end)
     cr.scope(function() combinations(dtype, 7, 19, 13, 'odd') end)
   end)
-  cuda.test('the same in steps of their own, ' .. dtype, function()
+  cuda.test('the same without fusion, ' .. dtype, function()
     cuda.with({ fusion = false }, function() cr.scope(function() combinations(dtype, 9, 24, 16, 'in steps') end) end)
   end)
-  cuda.test('the same with first proposals, ' .. dtype, function()
+  cuda.test("the same with the library's first choice, " .. dtype, function()
     cuda.with({ search = false }, function() cr.scope(function() combinations(dtype, 10, 24, 32, 'unsearched') end) end)
   end)
 end
 
 for _, dtype in ipairs(DTYPES) do
   cuda.test('strides, ' .. dtype, function()
-    for _, s in ipairs { { 3, 5, 16, 24 }, { 4, 70, 48, 133 } } do -- the second takes the copies
+    for _, s in ipairs { { 3, 5, 16, 24 }, { 4, 70, 48, 133 } } do -- the second one needs copies
       cr.scope(function()
         local b, m, k, n = s[1], s[2], s[3], s[4]
         local x, w, r = randn({ b, m, k }, dtype), { weight = randn({ n, k }, dtype, k ^ -0.5), bias = randn({ n }, dtype) },
@@ -143,10 +143,10 @@ for _, dtype in ipairs(DTYPES) do
   end)
 end
 
--- Each operand by itself begins off a 16-byte boundary, or has lines of odd length, among aligned ones.
+-- Each operand in turn begins off a 16-byte boundary, or has rows of odd length, while the others are aligned.
 for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
-  cuda.test('off their alignment, ' .. dtype, function()
-    -- A tool that looks for races takes minutes for the larger: there one of each kind of line.
+  cuda.test('misaligned operands, ' .. dtype, function()
+    -- A tool that searches for races takes minutes for the larger size, so there one of each kind is run.
     t.each(cuda.slow and { { 180, 24, 16 } } or { { 180, 24, 16 }, { 96, 320, 320 } }, function(s)
       local m, k, n = s[1], s[2], s[3]
       local p = { x = randn({ m, k }, dtype), weight = randn({ n, k }, dtype, k ^ -0.5), bias = randn({ n }, dtype),
@@ -194,7 +194,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
   end)
 end
 
-cuda.test('what lies around a result stays', function()
+cuda.test('memory around a result is not overwritten', function()
   for _, dtype in ipairs(DTYPES) do
     cr.scope(function()
       local x, w = randn({ 5, 24 }, dtype), { weight = randn({ 16, 24 }, dtype) }
@@ -208,12 +208,12 @@ cuda.test('what lies around a result stays', function()
   end
 end)
 
-cuda.test('dtypes that differ', function()
+cuda.test('mixed dtypes', function()
   for _, dtype in ipairs(DTYPES) do
     for _, other in ipairs(DTYPES) do
       cr.scope(function()
         local m, k, n = 21, 64, 24
-        -- Numbers that every type holds: what the operands are converted to does not matter then.
+        -- Numbers that every dtype represents, so that conversions of operands have no effect.
         local function common(shape, scale) return randn(shape, 'bf16', scale):to 'f16':to 'f64' end
         local x, r = common { m, k }, common { m, n }
         local w = { weight = common({ n, k }, 0.125), bias = common { n } }
@@ -269,17 +269,17 @@ cuda.library_test('float32 is exact, unless TF32 is asked for', function()
   end)
 end)
 
-cuda.test('long sums in float16 are taken in float32', function()
+cuda.test('long sums in float16 are accumulated in float32', function()
   cr.scope(function()
     for _, dtype in ipairs { 'f16', 'bf16' } do
-      local k = cuda.slow and 2048 or 16384 -- few results, so that the inner dimension is worth splitting
+      local k = cuda.slow and 2048 or 16384 -- few results, so that splitting the inner dimension is worthwhile
       local x, w = randn({ 16, k }, dtype), { weight = randn({ 64, k }, dtype, 1 / 32) }
       local y = nn.linear(w, x)
       local card, xc = { weight = up(w.weight, dtype) }, up(x, dtype)
       for _, search in ipairs { true, false } do
         cuda.with({ search = search }, function()
           local e = t.relative_error(nn.linear(card, xc):to 'cpu':to 'f64', y)
-          -- Rounding of the result alone gives about 0.3 units of the last place.
+          -- Rounding the result alone gives about 0.3 ulps.
           t.ok(e <= 0.3 * cuda.eps[dtype], ('%s: %.3f units'):format(dtype, e / cuda.eps[dtype]))
         end)
       end
@@ -304,7 +304,7 @@ cuda.library_test('the shapes of the networks', function()
   end
 end)
 
-cuda.library_test('recorded, with and without what is known', function()
+cuda.library_test('recorded, with known and unknown shapes', function()
   cr.scope(function()
     local m, k, n = 40 + math.random(50), 72, 56
     local x, w, r = randn({ m, k }, 'f16'), { weight = randn({ n, k }, 'f16', k ^ -0.5), bias = randn({ n }, 'f16') },

@@ -1,4 +1,4 @@
---- Products of matrices on the card against the CPU's in float64, and the file of algorithms.
+--- Matrix products on a GPU compared with the CPU's in float64, and the file of algorithms.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -13,7 +13,7 @@ local randn = cuda.randn64
 
 local LIMIT = { f32 = 1e-5, f64 = 1e-13 }
 
--- f32 and f64: relative to the largest number, since few may cancel.
+-- f32 and f64: relative to the largest value, because a few sums may cancel.
 local function near(result, reference, message)
   if not LIMIT[result.dtype] then return cuda.near(result, reference, { message = message }) end
   cr.scope(function()
@@ -61,7 +61,7 @@ end
 
 for _, dtype in ipairs(DTYPES) do
   cuda.test('strides, ' .. dtype, function()
-    -- the second takes the copies
+    -- The second one needs copies.
     t.each({ { 3, 6, 16, 24 }, { 3, 66, 96, 72 } }, function(s)
       local m, k, n = s[2], s[3], s[4]
       local a, b = randn({ s[1], m, k }, dtype), randn({ s[1], k, n }, dtype, k ^ -0.5)
@@ -70,7 +70,7 @@ for _, dtype in ipairs(DTYPES) do
       local most = #cuda.cases(as) < 7 and 3 or 7
       local outs = views.matrices(cuda.up(expected, dtype))
       for i, va in ipairs(as) do
-        for j, vb in ipairs(bs) do -- the first seven with each other, the rest beside a dense one
+        for j, vb in ipairs(bs) do -- the first seven with each other, the rest with a dense one
           if i <= most and j <= most or i == 1 or j == 1 then
             near(va[2]:matmul(vb[2]), expected, ('a %s, b %s'):format(va[1], vb[1]))
           end
@@ -93,7 +93,7 @@ for _, dtype in ipairs(DTYPES) do
   end)
 end
 
-cuda.test('nothing to sum, nothing to give, very many matrices', function()
+cuda.test('empty inner and outer dimensions, very many matrices', function()
   for _, dtype in ipairs(DTYPES) do
     cr.scope(function()
       local options = { dtype = dtype, device = cuda.device }
@@ -120,7 +120,7 @@ end)
 
 -- ---- the file of algorithms --------------------------------------------------------------------
 
--- Products of some sizes in a program of their own, which prints their sums.
+-- Products of some sizes in a separate program, which prints their sums.
 local SCRIPT = [[
   local cr = require 'cr'
   for _, m in ipairs { %s } do
@@ -168,7 +168,7 @@ cuda.library_test('algorithms are remembered on disk; a damaged file costs nothi
     run(folder, 40, 48)
     t.equal(lines_of(folder), 3, what)
   end
-  run('/proc/crescent', 40) -- nothing can be written there
+  run('/proc/crescent', 40) -- a path that cannot be written
   child.clean()
 end)
 

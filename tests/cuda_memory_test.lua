@@ -1,5 +1,5 @@
--- A card's memory: blocks come back at the same address, split and merge, and are counted by purpose;
--- what happens when there is no more of it. The rules that need no card are tried everywhere.
+-- Memory of a GPU: blocks are reused at the same address, split and merged, and counted by purpose; and what happens
+-- when it is exhausted. Rules that need no GPU are tested everywhere.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -9,7 +9,7 @@ local t = require 'tests.support.tap'
 local device = cuda.device
 local MiB = 2 ^ 20
 
--- core/base/internal.h's cr_storage, as far as needed here.
+-- cr_storage of core/base/internal.h, as far as needed here.
 ffi.cdef [[
 typedef struct { int32_t refs, device; char *data; int64_t bytes, allocated; } test_storage;
 ]]
@@ -17,7 +17,7 @@ local function storage(x) return ffi.cast('test_storage *', x.c.storage) end
 local function address(x) return tonumber(ffi.cast('uintptr_t', storage(x).data)) end
 local function bytes(n) return cr.empty(n, { dtype = 'u8', device = device }) end
 
--- A test that begins with nothing cached and leaves nothing behind.
+-- A test that begins and ends without cached memory.
 local function test(name, fn)
   cuda.test(name, function()
     collectgarbage()
@@ -36,7 +36,7 @@ end
 
 -- ---- everywhere ------------------------------------------------------------------------------
 
-t.test('what finds no memory collects garbage and tries again', function()
+t.test('a failing allocation collects garbage and retries', function()
   local C = cr.C
   local x = cr.ones(1)
   local collected = 0
@@ -47,7 +47,7 @@ t.test('what finds no memory collects garbage and tries again', function()
   t.equal(C.cr_memory_pressure(), 0)
 end)
 
-t.test('memory that a purpose took is told apart', function()
+t.test('memory is counted by purpose', function()
   t.equal(cr.tagged('a', function(x, y) return x + y end, 1, 2), 3)
   t.raises(function() cr.tagged('a', error, 'as it was', 0) end, '^as it was$')
   t.raises(function() cr.tagged(nil, error) end, 'tagged: name: a name is needed, not nil')
@@ -89,7 +89,7 @@ test('blocks split, and merge again', function()
   again:free()
 end)
 
-test('memory grows beside what is free, not on top of it', function()
+test('the pool grows only by what is missing', function()
   if os.getenv 'CR_CUDA_MALLOC' == '1' then t.skip 'ranges do not grow' end
   local x = bytes(40 * MiB)
   x:free()
@@ -162,16 +162,16 @@ test('out of memory is one sentence', function()
   x:free()
 end)
 
-test('what Lua has forgotten is collected before an operation gives up', function()
+test('unreachable tensors are collected before an operation fails', function()
   local live = cr.memory(device).live
   cr.cuda.limit(live + 100 * MiB, device)
   collectgarbage 'stop'
-  for _ = 1, 20 do bytes(30 * MiB) end -- 600 MiB in all, nobody holds them
+  for _ = 1, 20 do bytes(30 * MiB) end -- 600 MiB in total, which nobody references
   collectgarbage 'restart'
   t.ok(cr.memory(device).live <= live + 100 * MiB)
 end)
 
-test('what is cached is given back when more is needed', function()
+test('cached memory is released when more is needed', function()
   local live = cr.memory(device).live
   cr.cuda.limit(live + 100 * MiB, device)
   local list = {}
@@ -198,7 +198,7 @@ test('random sizes keep their contents', function()
         ('block %d of %d bytes (CR_SEED=%d)'):format(h.stamp, h.n, cuda.seed))
       list:free()
       h.x:free()
-      -- In this order: the last one may be the one that goes.
+      -- In this order, because the last one may be released.
       held[i] = held[count]
       held[count], count = nil, count - 1
     else
@@ -218,17 +218,17 @@ test('random sizes keep their contents', function()
   for i = 1, count do held[i].x:free() end
 end)
 
-test('nothing at all is memory too', function()
+test('allocations of zero bytes', function()
   local x = cr.empty(0, 3, { device = device })
   t.equal(x:to 'cpu':numel(), 0)
   x:free()
   x:free()
 end)
 
-test('recordings have memory of their own, and it stays', function()
+test('recordings have their own memory, which persists', function()
   local g = cr.graph(function(x) return (x * 2 + 1) * 3 end)
   local x = cr.ones(300000, { device = device })
-  for _ = 1, 3 do g(x):free() end -- as it is, recorded, replayed
+  for _ = 1, 3 do g(x):free() end -- directly, recording, replay
   t.equal(g:why(), nil)
   cr.trim(device)
   local other = {}
@@ -244,16 +244,16 @@ test('recordings have memory of their own, and it stays', function()
   g:free()
 end)
 
-test('a block that another stream used is not given out too early', function()
+test('a block that another stream used is not reused too early', function()
   local C = cr.C
   local n = 8 * MiB
   for _ = 1, 20 do
     local x = cr.full({ n }, 1, { device = device })
     C.cr_device_stream(1)
-    local y = x * 3 -- on the other stream, which holds x now
+    local y = x * 3 -- on the other stream, which keeps x alive
     x:free()
     C.cr_device_stream(0)
-    local z = cr.full({ n }, 9, { device = device }) -- must not be where x is read
+    local z = cr.full({ n }, 9, { device = device }) -- must not overlap x, which is still read
     t.equal(y:to 'cpu':max():item(), 3)
     t.equal(z:min():item(), 9)
     y:free()
@@ -261,8 +261,8 @@ test('a block that another stream used is not given out too early', function()
   end
 end)
 
--- Last: it takes away all that the card holds.
-cuda.test('a reset loses tensors, and freeing them does no harm', function()
+-- Last, because it invalidates everything on the device.
+cuda.test('a reset invalidates tensors, and freeing them is harmless', function()
   local x, y = bytes(100), bytes(30 * MiB)
   cr.cuda.reset(device)
   t.raises(function() return x:to 'cpu' end, 'the tensor was lost when its device was reset')

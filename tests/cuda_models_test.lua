@@ -1,6 +1,6 @@
--- The networks on a card against the reference's numbers, their savings against the plain form, and
--- the whole pipeline. The full-size networks take their weights from the formula, which is a matter of
--- ten seconds; on a card they need no switch.
+-- The networks on a GPU compared with the reference's values, their optimizations compared with the plain form, and
+-- the whole pipeline. The full-size networks get weights by formula, which takes ten seconds; on a GPU they need no
+-- switch.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -67,7 +67,7 @@ local function none()
   return off
 end
 
--- Steps 1 and 2 run and record, later ones replay: four calls see each of these.
+-- Steps 1 and 2 run and record, later ones replay: four calls cover each case.
 local function calls(d, x)
   local y
   for k = 1, 4 do
@@ -76,7 +76,7 @@ local function calls(d, x)
   return y
 end
 
-cuda.test('nano UNet in f32: no saving and no recording changes the numbers', function()
+cuda.test('nano UNet in f32: optimizations and recordings do not change the results', function()
   local net = nano_unet()
   local F, h = 5, 8
   local x, cond = up(help.input('x', { 1, 4, F, h, h })), up(help.input('cond', { 1, 9, F, h, h }))
@@ -106,7 +106,7 @@ cuda.test('nano UNet in f32: no saving and no recording changes the numbers', fu
   end
 end)
 
-cuda.test('nano UNet: a window takes over what the one before left', function()
+cuda.test('nano UNet: a window reuses the recordings of the previous one', function()
   local net = nano_unet()
   local function window(seed)
     return up(help.input('cond' .. seed, { 1, 9, 4, 8, 8 })), up(t.formula('input:audio' .. seed, { 4, 50, 64 }))
@@ -173,7 +173,7 @@ cuda.test('nano autoencoder', function()
   within(vae_errors('vae_nano', make_vae(nano_vae, { dtype = 'bf16' }), 64, 2), 4e-2, 'bf16')
 end)
 
-cuda.test('autoencoder: the size of the slices changes nothing, draws are the posterior\'s', function()
+cuda.test('autoencoder: the slice size has no effect, samples have the posterior\'s distribution', function()
   local latent, image = up(help.input('latent', { 3, 4, 8, 8 })), up(help.input('image', { 3, 3, 32, 48 }))
   local all = make_vae(nano_vae, { slice = 3 })
   local want, want_mean, want_logvar = all:decode(latent), all:encode(image)

@@ -105,7 +105,7 @@ cuda.test('every half and its neighbours', function()
       if v == v and q[i] ~= i then lost = lost + 1 end
     end
     t.equal(lost, 0, back.dtype .. ' and back')
-    -- half way between neighbours, and a hair more or less
+    -- Halfway between neighbours, and slightly more or less.
     local middles = {}
     for i = 0, 0x7bfe, 7 do
       local a, b = decode(i), decode(i + 1)
@@ -149,7 +149,7 @@ cuda.test('cat and stack', function()
       end
     end
   end
-  -- a batch that is a view of one, as the second half of a UNet's skips
+  -- A batch that is a broadcast view, like the second half of a UNet's skips.
   local x, skip = cuda.randn({ 2, 3, 5, 16 }, 'f16'):to 'f16', cuda.randn({ 1, 3, 5, 8 }, 'f16'):to 'f16'
   views.same(cr.cat({ x:to(cuda.device), skip:to(cuda.device):expand(2, -1, -1, -1) }, 4),
     cr.cat({ x, skip:expand(2, -1, -1, -1) }, 4), 'repeated')
@@ -213,11 +213,11 @@ cuda.test('parts and elements by an index, along every dimension, read and writt
   t.equal(y:gt(100):nonzero():size(1), 0)
 end)
 
-cuda.test('an index that lies outside is told by the next call that waits', function()
+cuda.test('an index out of range is reported by the next call that waits', function()
   local y = cr.zeros({ 9, 4 }, { device = cuda.device })
   local function at(...) return cr.tensor({ ... }, { dtype = 'i64' }):to(cuda.device) end
   local text = 'gather: index 10 is out of range: dimension 1 of %[9 4%] has the indices 1 to 9'
-  y:gather_rows(at(1, 10)) -- nobody waits
+  y:gather_rows(at(1, 10)) -- nothing waits yet
   t.raises(function() cr.cuda.synchronize() end, text)
   cr.cuda.synchronize()
   local z = y:gather_rows(at(10, 9))

@@ -1,4 +1,4 @@
--- Group norm and layer norm on a card against the CPU's.
+-- Group norm and layer norm on a GPU compared with the CPU's.
 
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -15,7 +15,7 @@ local function parameters(c, dtype)
   return w, { weight = cuda.up(w.weight, dtype), bias = cuda.up(w.bias, dtype) }
 end
 
--- The card's group norm into `out` (any strides), which is nan before.
+-- The GPU's group norm with a given output (any strides), which is filled with NaN before.
 local function group_into(out, w, x, groups, eps, silu, before)
   out:fill_(nan)
   cr.check(cr.C.cr_group_norm(out.c, x.c, groups, w.weight and w.weight.c, w.bias and w.bias.c, eps, silu and 1 or 0,
@@ -23,7 +23,7 @@ local function group_into(out, w, x, groups, eps, silu, before)
   return out
 end
 
--- x on the card with gaps between rows (of a wider tensor), or with its dimensions in another order.
+-- x on the GPU with gaps between rows (of a wider tensor), or with dimensions in another order.
 local function wider(x, dtype)
   return cr.scope(function()
     local shape = { unpack(x.shape) }
@@ -83,7 +83,7 @@ for _, dtype in ipairs(dtypes) do
   end)
 end
 
-cuda.test('group norm of large samples, that stay or are read twice', function()
+cuda.test('group norm of large samples, kept on chip or read twice', function()
   for _, case in ipairs { { { 1, 4096, 320 }, 32 }, { { 2, 1024, 640 }, 32 }, { { 1, 60000, 64 }, 32 }, { { 2, 20001, 72 }, 3 } } do
     for _, dtype in ipairs(dtypes) do
       cr.scope(function()
@@ -100,11 +100,11 @@ cuda.test('group norm of large samples, that stay or are read twice', function()
   end
 end)
 
-cuda.test('group norm where the mean is far larger than the spread', function()
+cuda.test('group norm with a mean far larger than the deviation', function()
   for _, shape in ipairs { { 2, 900, 64 }, { 1, 50001, 33 } } do
     for _, mean in ipairs { 100, 3000 } do
       cr.scope(function()
-        -- Channels have means of their own, which bias_before brings together again.
+        -- Each channel has its own mean, which bias_before compensates.
         local own = cuda.randn({ 1, shape[3] }, 'f32', 20)
         local x = cuda.randn(shape) + own:view(1, 1, shape[3]) + mean
         local before = own:neg():expand(shape[1], shape[3]):contiguous()
@@ -143,7 +143,7 @@ cuda.test('group norm in place, of constants, without parameters, with parameter
   t.equal(nn.group_norm({}, cr.empty(0, 4, 8, { device = cuda.device }), 2, 1e-5):numel(), 0)
 end)
 
-cuda.test('group norm where the mean is larger than the spread, halves', function()
+cuda.test('group norm with a mean larger than the deviation, in half precision', function()
   for _, dtype in ipairs { 'f16', 'bf16' } do
     for _, shape in ipairs { { 2, 900, 64 }, { 2, 16384, 320 }, { 1, 50001, 33 } } do
       cr.scope(function()

@@ -1,11 +1,11 @@
---- ONNX networks on the card: the cases of tests/golden/onnx.safetensors, run as they are, then recorded and replayed.
+--- ONNX networks on a GPU: the cases of tests/golden/onnx.safetensors, run directly, then recorded and replayed.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
 local onnx_cases = require 'tests.support.onnx_cases'
 local t = require 'tests.support.tap'
 
-local TOLERANCE = 1e-3 -- of a result's range: the card's products have 10 bits of mantissa
+local TOLERANCE = 1e-3 -- relative to the result's range: the GPU's products have 10 bits of mantissa
 
 local list = onnx_cases.all()
 

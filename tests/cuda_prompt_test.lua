@@ -1,5 +1,5 @@
---- The prompt beside a card: it does not start one by itself, measures and traces what runs on one,
---- and goes on after a fault.
+--- The prompt with a GPU: it does not start one by itself, measures and traces work on it, and continues after a
+--- fault.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -35,14 +35,14 @@ cuda.test('commands on a card', function()
   t.equal(p:close(), 0)
 end)
 
-cuda.test('a fault leaves the prompt alive', function()
+cuda.test('the prompt survives a fault', function()
   local p = start { CR_CUDA_BLOCKING = '1' }
   answers(p, 'kept = cr.ones(3) x = cr.empty(1000, { device = "cuda" }) x.c.offset = 2 ^ 41', 'crescent> ')
   answers(p, 'x:fill_(1)', 'error: fill: ')
   t.ok(p:wait 'illegal memory access', p.text)
   answers(p, 'cr.ones(2, { device = "cuda" })', 'the card failed')
   answers(p, '(kept + 1):sum():item()', '\n6')
-  -- A driver may refuse the card to this process, never to the next.
+  -- A driver may refuse the device to this process, but not to the next one.
   p:line ':device reset'
   t.ok(p:wait { ':restart', 'tensors on it are lost' }, p.text)
   answers(p, ':restart', '? for help')
@@ -71,7 +71,7 @@ cuda.test('a trace sees each operation of a recorded graph', function()
   end)
 end)
 
-cuda.test('a session on a card samples what it does on the processor', function()
+cuda.test('a session on a GPU agrees with one on the CPU', function()
   t.fetched 'whisper/tiny.en.safetensors'
   local clip = require 'tests.support.clip'
   local path = clip.path

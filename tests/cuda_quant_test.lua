@@ -1,5 +1,5 @@
---- Quantized numbers on a card against the CPU's: codes bit for bit, sums of int8 products exactly, epilogues within the
---- result's own rounding, at odd sizes, by every kernel that makes them.
+--- Quantization on a GPU compared with the CPU: quantized values bit for bit, int8 products exactly, epilogues within
+--- the result's rounding, at odd sizes, by every kernel.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -26,7 +26,7 @@ end
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale and q.scale:to 'cpu', dtype = 'f32' } end
 local function on_card(q, dtype) return { codes = up(q.codes), scale = up(q.scale), dtype = dtype } end
 
--- The card's numbers are the CPU's f32 ones, rounded: by less than one and a half of the dtype's roundings.
+-- The GPU's results are the CPU's f32 results rounded: the error is below one and a half roundings of the dtype.
 local function same_numbers(y, want, dtype, message)
   cr.scope(function()
     local off = (y:to 'cpu':to 'f32' - want):abs() / (want:abs() * ROUNDING[dtype] + 1e-5)
@@ -44,8 +44,9 @@ local function same_codes(q, r, message)
   t.equal((a.codes:to 'f32' - r.codes:to 'f32'):abs():max():item(), 0, message .. ': codes')
 end
 
--- Numbers before the coding differ in their last bits, or are rounded to `dtype` on the way (codes by rows, other sizes):
--- here and there a code is its neighbour. GELU before codes may be off by 1e-3, which is much of a small code.
+-- Values before quantization differ in their last bits, or are rounded to `dtype` first (per-row scales, other
+-- sizes), so a result may occasionally be the neighbouring code. GELU before quantization may have an error of 1e-3,
+-- which is large for a small code.
 local function near_codes(q, r, divisor, message, dtype)
   cr.scope(function()
     local apart = (down(q).codes:to 'f32' - r.codes:to 'f32'):abs()
@@ -60,7 +61,7 @@ local function near(y, want, message) cuda.near(y, want, { message = message }) 
 
 local function positive(n) return cuda.randn({ n }):abs() * 0.02 + 0.01 end
 
-cuda.test('codes, scales and numbers are the CPU\'s', function()
+cuda.test("quantized values, scales and dequantized values equal the CPU's", function()
   for _, format in ipairs { 'int8', 'fp8' } do
     for _, dtype in ipairs { 'f16', 'bf16', 'f32' } do
       for _, width in ipairs(cuda.cases { 1, 7, 8, 40, 320, 1000, 1288, 10248 }) do
@@ -91,7 +92,7 @@ cuda.test('codes, scales and numbers are the CPU\'s', function()
   end
 end)
 
-cuda.test('weights of all formats as numbers', function()
+cuda.test('dequantized weights of all formats', function()
   for _, shape in ipairs { { 5, 64 }, { 7, 70 }, { 6, 3, 3, 66 }, { 4, 2, 2, 128 } } do
     for _, format in ipairs { 'int8', 'fp8', 'int4' } do
       local w = { weight = cuda.randn(shape) }
@@ -105,10 +106,10 @@ cuda.test('weights of all formats as numbers', function()
   end
 end)
 
--- Whole numbers below 128, of which sums are exact and fit halves.
+-- Integers below 128, whose sums are exact and representable in f16.
 local function small(shape, most) return cr.scope(function() return (cuda.randn(shape) * most):round():clamp(-3, 3):to 'i8' end) end
 
-local PRODUCTS = { -- rows, inner, results
+local PRODUCTS = { -- rows, inner dimension, columns
   { 1, 16, 16 }, { 3, 5, 7 }, { 130, 320, 168 }, { 257, 80, 64 }, { 1000, 328, 200 }, { 300, 1280, 648 }, { 4100, 320, 328 },
 }
 
@@ -136,7 +137,7 @@ local function product_cases(ways)
               local want = nn.linear(v, q, { residual = residual, act = act })
               local c = card_layer(v, dtype)
               local y = nn.linear(c, on_card(q, dtype), { residual = cuda.up(residual, dtype), act = act })
-              -- An activation stands behind a result that has been rounded already.
+              -- The activation is applied to a result that is already rounded.
               if act == 'none' then same_numbers(y, want, dtype, name .. ' ' .. dtype) else near(y, want, name .. ' ' .. act) end
               if act == 'none' and dtype == 'f16' then
                 local to = cuda.up(residual, dtype)
@@ -151,7 +152,7 @@ local function product_cases(ways)
   end
 end
 
-cuda.test('int8 products are exact, with all that a product takes along', function() product_cases { '' } end)
+cuda.test('int8 products are exact, with every epilogue', function() product_cases { '' } end)
 hopper_test('int8 products by each tile', function() product_cases { '1', '2', '3' } end)
 
 cuda.test('products of int4 weights, and of low-rank branches', function()
@@ -208,14 +209,14 @@ local function convolution_cases(ways, list)
   end
 end
 
-cuda.test('int8 convolutions are exact, with all that they take along', function() convolution_cases({ '', '0' }, CONVOLUTIONS) end)
+cuda.test('int8 convolutions are exact, with every epilogue', function() convolution_cases({ '', '0' }, CONVOLUTIONS) end)
 hopper_test('int8 convolutions by each tile', function()
   local list = {}
   for i = 1, 6 do list[i] = CONVOLUTIONS[i] end
   convolution_cases({ '1', '2', '3' }, list)
 end)
 
-cuda.test('int8 convolutions of a doubled picture, all four phases', function()
+cuda.test('int8 convolutions of an upsampled image, all four phases', function()
   for _, way in ipairs { '', '0', '1', '2', '3' } do
     environment.with('CR_CONV_HOPPER', way, function()
       for _, s in ipairs(cuda.cases { { 2, 12, 20, 128, 64 }, { 3, 9, 8, 64, 72 }, { 1, 16, 33, 320, 160 }, { 2, 5, 7, 16, 8 } }) do
@@ -242,12 +243,12 @@ cuda.test('convolutions of int4 weights', function()
   end)
 end)
 
--- Layers that take codes: only what they take is asked.
+-- Layers with quantized inputs; only their input formats matter.
 local function taker(format, width, input)
   return { weight = cr.zeros({ 1, width }, { dtype = format == 'int8' and 'i8' or 'u8' }), scale = cr.ones { 1 }, input = input }
 end
 
-cuda.test('group norm, layer norm and GEGLU make codes', function()
+cuda.test('group norm, layer norm and GEGLU write quantized values', function()
   for _, format in ipairs { 'int8', 'fp8' } do
     for _, dtype in ipairs { 'f16', 'bf16', 'f32' } do
       for _, s in ipairs(cuda.cases { { 2, 6, 5, 64, 8 }, { 1, 64, 64, 320, 32 }, { 3, 7, 9, 36, 4 }, { 2, 128, 96, 128, 32 } }) do
@@ -276,7 +277,7 @@ cuda.test('group norm, layer norm and GEGLU make codes', function()
   end
 end)
 
-cuda.test('a product with GEGLU behind it gives numbers, or codes for the next layer', function()
+cuda.test('a product with GEGLU returns floats, or quantized values for the next layer', function()
   for _, s in ipairs(cuda.cases { { 257, 80, 64 }, { 1000, 320, 208 }, { 130, 640, 1280 }, { 5, 24, 10 } }) do
     cr.scope(function()
       local m, k, d = unpack(s)
@@ -297,7 +298,7 @@ cuda.test('a product with GEGLU behind it gives numbers, or codes for the next l
   end
 end)
 
-cuda.test('what a card has no kernel for is refused in a sentence', function()
+cuda.test('an operation without a kernel on the GPU is refused in one sentence', function()
   local w = { weight = cr.zeros({ 8, 3, 3, 16 }, { dtype = 'u8', device = cuda.device }), scale = cr.ones({ 8 }, { device = cuda.device }),
     input = cr.ones({ 16 }, { device = cuda.device }) }
   local x = { codes = cr.zeros({ 1, 4, 4, 16 }, { dtype = 'u8', device = cuda.device }), dtype = 'f16' }
@@ -305,9 +306,10 @@ cuda.test('what a card has no kernel for is refused in a sentence', function()
     'no convolutions in 8%-bit floating point on a card')
 end)
 
--- A kernel that writes codes rounds its numbers first, so they are those of a pass of its own behind it, bit for bit.
-cuda.test('attention writes the codes of its numbers', function()
-  local shapes = { -- leading dimensions, tokens, heads, size of a head: spatial, temporal, small ones that are not staged
+-- A kernel that writes quantized values rounds to the dtype first, so they equal those of a separate pass bit for
+-- bit.
+cuda.test('attention writes quantized values of its result', function()
+  local shapes = { -- leading dimensions, tokens, heads, head size: spatial, temporal, small ones that are not staged
     { { 2 }, 1023, 8, 40 }, { { 3 }, 257, 5, 80 }, { { 2 }, 65, 3, 160 }, { { 1 }, 100, 2, 24 }, { { 1 }, 130, 1, 512 },
     { { 2, 700 }, 16, 8, 40 }, { { 1, 3 }, 16, 2, 20 }, { { 5, 90 }, 23, 4, 80 },
   }
@@ -336,7 +338,7 @@ cuda.test('attention writes the codes of its numbers', function()
   end
 end)
 
-cuda.test('attention over frames writes codes where they belong', function()
+cuda.test('attention over frames writes quantized values to the right places', function()
   cr.scope(function()
     local B, F, T, C = 2, 16, 301, 320
     local x = cuda.up(cuda.randn { B, F, T, 3 * C }, 'f16')

@@ -1,4 +1,4 @@
--- Random numbers of a card: torch's to the bit, and those of a CPU.
+-- Random numbers on a GPU: bit-exact with torch's, and equal to those of the CPU.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -19,7 +19,7 @@ for _, dtype in ipairs { 'f32', 'f16' } do
       local list = down(cr.randn(shape, { generator = g, dtype = dtype, device = cuda.device }))
       for _, piece in ipairs(golden.cuda[dtype][k]) do
         for i = 2, #piece do
-          -- the pieces are written with 9 digits
+          -- The reference values are written with 9 digits.
           local e = math.abs(list[piece[1] + i - 2] - piece[i])
           t.ok(e <= math.abs(piece[i]) * 1e-8, ('draw %d, element %d: off by %.3g'):format(k, piece[1] + i - 2, e))
         end
@@ -27,7 +27,7 @@ for _, dtype in ipairs { 'f32', 'f16' } do
     end
   end)
 
-  cuda.test('numbers from all over torch.randn on CUDA, ' .. dtype, function()
+  cuda.test('samples spread over torch.randn on CUDA, ' .. dtype, function()
     local file = references.open 'networks'
     local g = cr.generator(1247, 'torch-cuda')
     for k, shape in ipairs(draws) do
@@ -43,7 +43,7 @@ for _, dtype in ipairs { 'f32', 'f16' } do
 end
 
 for _, kind in ipairs { 'torch-cuda', 'philox', 'torch-cpu' } do
-  cuda.test(kind .. ': a card and a CPU draw the same, in any order', function()
+  cuda.test(kind .. ': GPU and CPU draw the same numbers, in any order', function()
     t.each({ 'f32', 'f16', 'bf16', 'f64' }, function(dtype)
       local seed = math.random(2 ^ 40)
       local a, b = cr.generator(seed, kind), cr.generator(seed, kind)
@@ -51,14 +51,14 @@ for _, kind in ipairs { 'torch-cuda', 'philox', 'torch-cpu' } do
         local x = cr[which](n, { generator = a, dtype = dtype, device = device })
         local y = cr[which](n, { generator = b, dtype = dtype })
         local e = (x:to 'cpu':to 'f64' - y:to 'f64'):abs()
-        -- Halves may round to the neighbour; of numbers beyond 4, a last place of f32 is 5e-7.
+        -- f16 results may round to the neighbour; above 4, the last place of f32 is 5e-7.
         local step = dtype == 'f64' and 0 or dtype == 'f32' and 2 ^ -22 or cuda.eps[dtype]
         local allowed = y:to 'f64':abs() * step
         local over = (e - allowed):max():item()
         t.ok(over <= 1e-6, ('%s %s of %d, seed %d: off by %.3g'):format(which, dtype, n, seed, over))
       end
       for turn, n in ipairs { 1, 5, 16, 1000, 270337, 3, 1100001 } do
-        local device = turn % 3 == 0 and 'cpu' or cuda.device -- which one draws changes nothing for the generator
+        local device = turn % 3 == 0 and 'cpu' or cuda.device -- which one draws has no effect on the generator
         if n <= 1000 or dtype ~= 'f64' then check('randn', n, device) end
         if n <= 1000 then check('rand', n, device) end
       end
@@ -66,7 +66,7 @@ for _, kind in ipairs { 'torch-cuda', 'philox', 'torch-cpu' } do
   end)
 end
 
-cuda.test('draws into other strides, and empty ones', function()
+cuda.test('draws into strided tensors, and empty ones', function()
   for _, kind in ipairs { 'torch-cuda', 'philox' } do
     local a, b = cr.generator(5, kind), cr.generator(5, kind)
     local out = cr.zeros({ 7, 3, 5 }, { device = cuda.device }):permute(3, 1, 2)

@@ -19,7 +19,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i32', 'i64', 'bool'
   cuda.test('every set of dimensions, ' .. dtype, function()
     t.each({ { 7 }, { 3, 5 }, { 4, 5, 6 }, { 2, 3, 2, 5 }, { 3, 600, 2 }, { 2, 3, 4100 }, { 5000, 3 }, { 300, 40 } }, function(shape)
       local x = (cuda.randn(shape) * 4 + 9):clamp(0, 100):to(dtype)
-      if dtype == 'f16' then x = x * 0.2 end -- sums stay within its range
+      if dtype == 'f16' then x = x * 0.2 end -- sums must stay within its range
       if dtype == 'bool' then x = cuda.randn(shape):gt(0.5) end
       local layouts = views.layouts(x)
       local function check(bits)
@@ -52,7 +52,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i32', 'i64', 'bool'
   end)
 end
 
-cuda.test('long ones, cut into pieces', function()
+cuda.test('long reductions, split into pieces', function()
   for _, dtype in ipairs { 'f32', 'f16' } do
     for _, shape in ipairs { { 700001 }, { 2, 300007 }, { 100003, 5 }, { 40000, 32 }, { 300, 3001 } } do
       local x = cuda.randn(shape, dtype):to(dtype)
@@ -62,7 +62,7 @@ cuda.test('long ones, cut into pieces', function()
         for _, name in ipairs { 'mean', 'var' } do
           views.check(y[name](y, dims), x[name](x, dims), name, 1e-6)
         end
-        -- what is near zero by cancellation is compared in f64
+        -- Results near zero by cancellation are compared in f64.
         local a, b = y:to('f64'):sum(dims), x:to('f64'):sum(dims)
         t.ok((a:to 'cpu' - b):abs():max():item() < 1e-7, 'sum')
         for _, name in ipairs { 'max', 'min', 'argmax', 'argmin' } do views.same(y[name](y, dims), x[name](x, dims), name) end
@@ -105,7 +105,7 @@ cuda.test('ties, nan, empty tensors', function()
   t.equal(cr.tensor(5):to(cuda.device):sum():item(), 5)
 end)
 
-cuda.test('given results, and the same bits every time', function()
+cuda.test('given outputs, and the same bits in every run', function()
   for _, dtype in ipairs { 'f32', 'f16' } do
     local x = cuda.randn({ 6, 5, 700 }, dtype):to(dtype)
     local y = x:to(cuda.device)

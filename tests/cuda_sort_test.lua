@@ -1,4 +1,4 @@
---- Running sums, sorting and rows written by an index on the card, against the CPU's.
+--- Cumulative sums, sorting and indexed writes on a GPU, compared with the CPU's.
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'
@@ -7,7 +7,7 @@ local views = require 'tests.support.cuda_views'
 
 local SHAPES = { { 1 }, { 5, 1 }, { 7, 33 }, { 2, 3, 257 }, { 3, 5001 }, { 300, 17 }, { 2, 100003 } }
 
--- Numbers of a dtype of which many are equal, with a nan, infinities and both zeros among floats.
+-- Random numbers of a dtype with many equal ones; floats include NaN, infinities and both zeros.
 local function drawn(shape, dtype)
   return cr.scope(function()
     local x = (cuda.randn(shape) * 20):round():clamp(dtype == 'u8' and 0 or -100, 100)
@@ -20,7 +20,7 @@ local function drawn(shape, dtype)
   end)
 end
 
-cuda.test('sorting: every dtype, both directions, equal ones in their order', function()
+cuda.test('sorting: every dtype, both directions, stable', function()
   for _, dtype in ipairs(views.all) do
     for _, shape in ipairs(cuda.cases(SHAPES)) do
       cr.scope(function()
@@ -43,7 +43,7 @@ cuda.test('sorting: every dtype, both directions, equal ones in their order', fu
   views.same(b, places, 'with gaps, places')
 end)
 
-cuda.test('the first k: short and long rows, few and many, of a small and a large share', function()
+cuda.test('topk: short and long rows, few and many rows, small and large k', function()
   for _, case in ipairs { { { 5, 1 }, 1 }, { { 40, 33 }, 7 }, { { 3, 2000 }, 2000 }, { { 3, 5001 }, 1 }, { { 3, 5001 }, 1100 },
     { { 3, 5001 }, 4000 }, { { 300, 5001 }, 1025 }, { { 300, 3000 }, 10 }, { { 300003 }, 10 }, { { 2, 300003 }, 1000 },
     { { 700000 }, 2500 }, { { 70000 }, 30000 } } do
@@ -69,7 +69,7 @@ cuda.test('the first k: short and long rows, few and many, of a small and a larg
   views.same(b, places, 'with gaps, places')
 end)
 
-cuda.test('running sums and products', function()
+cuda.test('cumulative sums and products', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i32', 'i64', 'bool' } do
     for _, shape in ipairs(cuda.cases(SHAPES)) do
       cr.scope(function()
@@ -80,7 +80,7 @@ cuda.test('running sums and products', function()
         local got = y:cumsum(-1)
         t.equal(got.dtype, flat.tolerance[dtype] and dtype or 'i64', text)
         if flat.tolerance[dtype] then
-          -- The error of a sum of n numbers grows with sqrt n and their size.
+          -- The error of a sum of n numbers grows with sqrt(n) and their magnitude.
           local allowed = ({ f32 = 3e-7, f64 = 1e-15, f16 = 1e-3, bf16 = 8e-3 })[dtype]
           local e = (got:to('cpu'):to 'f64' - want):abs():max():item() / math.max(1, want:abs():max():item())
           t.ok(e <= allowed * math.max(1, math.sqrt(shape[#shape]) / 8), ('%s: error %.3g'):format(text, e))
@@ -97,7 +97,7 @@ cuda.test('running sums and products', function()
   views.same(x:to(cuda.device):t():cumsum(1):ge(0), x:t():cumsum(1):ge(0), 'with gaps')
 end)
 
-cuda.test('rows written and added by an index', function()
+cuda.test('indexed writes and additions of rows', function()
   for _, dtype in ipairs(views.all) do
     cr.scope(function()
       local x, y = drawn({ 11, 5, 3 }, dtype), drawn({ 4, 5, 3 }, dtype)
@@ -113,7 +113,7 @@ cuda.test('rows written and added by an index', function()
     cr.scope(function()
       local x, y = (cuda.randn { 6, 300 } * 8):round():to(dtype), (cuda.randn { 50, 300 } * 4):round():to(dtype)
       local at = cr.randint(1, 7, { 50 })
-      -- Whole numbers, so that any order of summing gives the same.
+      -- Integers, so that the order of summing has no effect.
       views.same(x:to(cuda.device):index_add_(1, at, y:to(cuda.device)), x:clone():index_add_(1, at, y), 'added, ' .. dtype)
     end)
   end
@@ -121,7 +121,7 @@ cuda.test('rows written and added by an index', function()
   t.raises(function() cr.zeros({ 2 }, { device = cuda.device }):index_copy_(1, { 3 }, 1) end, 'scatter: index 3 is out of range')
 end)
 
-cuda.test('parts by index, topk and median on the card', function()
+cuda.test('indexing, topk and median on the GPU', function()
   local x = cuda.randn { 40, 33 }
   local y = x:to(cuda.device)
   views.same(y[y:gt(1)], x[x:gt(1)], 'a mask')

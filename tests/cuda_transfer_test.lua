@@ -1,5 +1,5 @@
--- Bytes to a card and back, in every size about those of the staging; weights' trees on a card equal
--- those on the CPU.
+-- Copies to a GPU and back, in every size around that of the staging buffer; trees of weights on a GPU equal those on
+-- the CPU.
 
 local arena = require 'cr.weights.arena'
 local cr = require 'cr'
@@ -23,7 +23,7 @@ local function noise(n)
     p[i] = math.floor(v / 65536) % 256
   end
   local done = 4096
-  while done < n do -- doubles what is there, less one byte, so that no two slots of the staging are alike
+  while done < n do -- doubles the data, minus one byte, so that no two staging slots are equal
     local count = math.min(done - 1, n - done)
     ffi.copy(p + done, p + 1, count)
     done = done + count
@@ -35,7 +35,7 @@ local function same_bytes(a, b, bytes, message)
   t.ok(ffi.C.memcmp(a:pointer(), b:pointer(), bytes) == 0, message)
 end
 
-cuda.test('bytes of all sizes go up and come back', function()
+cuda.test('bytes of all sizes are copied up and back', function()
   for _, n in ipairs { 1, 2, 3, 255, 256, 257, 4097, MiB - 1, 8 * MiB - 1, 8 * MiB, 8 * MiB + 1, 32 * MiB + 13,
     77 * MiB + 5 } do
     cr.scope(function()
@@ -72,7 +72,7 @@ cuda.test('many small ones in a row', function()
   end)
 end)
 
-cuda.test('the other stream has a staging of its own', function()
+cuda.test('the other stream has its own staging buffer', function()
   cr.scope(function()
     local n = 20 * MiB + 1
     local x, y = noise(n), noise(n)
@@ -160,8 +160,8 @@ local function check_joined(w)
   t.equal(table.concat(weights.joined({ w.a.attn[1].to_k.weight, w.a.attn[1].to_v.weight }).shape, ' '), '4 7')
 end
 
--- The layout of an arena and its views need no card: one in the CPU's memory, filled by the same code.
-t.test('an arena holds what a tree holds', function()
+-- The layout of an arena and its views needs no GPU: this one is in host memory, filled by the same code.
+t.test('an arena contains the tensors of a tree', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
     local path = file_of(dtype)
     for _, to in ipairs { 'f32', 'f16' } do
@@ -190,7 +190,7 @@ t.test('an arena holds what a tree holds', function()
   end
 end)
 
-t.test('what stands apart in an arena goes before the rest', function()
+t.test('separate groups come first in an arena', function()
   local path = file_of 'f32'
   local plain, file = weights.tree(path, { dtype = 'f32' }), weights.open(path)
   local items, got = {}, {}
@@ -206,7 +206,7 @@ t.test('what stands apart in an arena goes before the rest', function()
   end }, function(name, x) got[name] = x end)
   file:close()
   t.equal(seen['a.attn.0.to_q.weight'], '5 7')
-  -- Two groups, a bias, the rest of the floats, the whole numbers.
+  -- Two groups, a bias, the other floats, the integers.
   t.equal(cr.memory().count - before.count, 5)
   local function parts(n) return got[('a.attn.%d.to_k.weight'):format(n)], got[('a.attn.%d.to_v.weight'):format(n)] end
   for n = 0, 1 do
@@ -242,7 +242,7 @@ cuda.test('a tree on a card equals the one on the CPU', function()
   end
 end)
 
-cuda.test("an arena's memory goes by its purpose, and goes back with its last tensor", function()
+cuda.test("an arena's memory is counted by purpose and freed with its last tensor", function()
   collectgarbage()
   collectgarbage()
   local before = cr.memory(device).live

@@ -1,6 +1,5 @@
---- A doubling folded into the 3x3 convolution after it: the sums of taps, the result against doubling and
--- convolution apart, weights prepared by a tree, networks with and without; on the CPU, and the same on a
--- card.
+--- Nearest-neighbour upsampling folded into the following 3x3 convolution: the sums of taps, the result compared with
+--- separate operations, weights prepared by a tree, networks with and without it; on the CPU and on a GPU.
 
 local arena = require 'cr.weights.arena'
 local cr = require 'cr'
@@ -36,7 +35,7 @@ t.test('the sums of taps', function()
   t.equal(folded.dtype, 'f32', 'dtype of the sums')
   t.equal(table.concat(folded.shape, ' '), '8 2 2 4')
   t.equal(upsample.fold(w:to 'f64').dtype, 'f64')
-  -- The taps on each of the two pixels, by parity.
+  -- The taps that act on each of the two pixels, by parity.
   local taps = { [0] = { { 0 }, { 1, 2 } }, { { 0, 1 }, { 2 } } }
   local wrong = 0
   t.each({ 0, 1 }, { 0, 1 }, { 0, 1 }, { 1, 2 }, { 1, 2 }, { 1, 2, 3, 4 }, function(a, b, o, y, x, c)
@@ -47,13 +46,13 @@ t.test('the sums of taps', function()
       end
     end
     local got = folded:select(1, (2 * a + b) * 2 + o + 1):select(1, y):select(1, x):select(1, c):item()
-    -- Sums of four f16 numbers of like size are exact in f32 but for the last bits.
+    -- Sums of four f16 numbers of similar size are exact in f32 except for the last bits.
     if math.abs(got - sum) > 1e-6 then wrong = wrong + 1 end
   end)
   t.equal(wrong, 0, 'sums that differ')
 end)
 
-t.test('folded as apart, on the CPU', function()
+t.test('folded and separate operations agree, on the CPU', function()
   for _, case in ipairs(cases) do
     for _, bias in ipairs { true, false } do
       cr.scope(function()
@@ -62,7 +61,7 @@ t.test('folded as apart, on the CPU', function()
         local y = nn.upsample_conv2d(w, x)
         t.equal(table.concat(y.shape, ' '), ('%d %d %d %d'):format(n[1], 2 * n[2], 2 * n[3], results))
         t.near(y, apart(w, x), 2e-6, case[1] .. (bias and ', bias' or ''))
-        -- Without prepared weights it is the plain form, to the bit.
+        -- Without prepared weights the plain form is used, bit for bit.
         t.near(nn.upsample_conv2d({ weight = w.weight, bias = w.bias }, x), apart(w, x), 0, case[1] .. ', plain')
       end)
     end
@@ -72,8 +71,8 @@ t.test('folded as apart, on the CPU', function()
   t.raises(function() nn.upsample_conv2d(w, 'x') end, "upsample_conv2d: x: a tensor is needed, not 'x'")
 end)
 
--- What weights.tree does for a card, in the CPU's memory.
-t.test('an arena makes prepared weights of the file\'s numbers', function()
+-- What weights.tree does for a GPU, in host memory.
+t.test('an arena computes prepared weights from the file', function()
   local weight, bias = cr.randn { 6, 5, 3, 3 }, cr.randn { 6 }
   local file = { path = 'test', get = function(_, name) return name:find 'weight$' and weight or bias end }
   local items = {}
@@ -94,7 +93,7 @@ local function make_vae(options)
   return vae.new(help.tree(vae.expected(config), options), config)
 end
 
--- Gives a network on the CPU what a tree makes on a card.
+-- Adds to a network on the CPU what a tree computes on a GPU.
 local function fold_all(w)
   local n = 0
   for key, child in pairs(w) do
@@ -109,14 +108,14 @@ local function fold_all(w)
   return n
 end
 
-t.test('the autoencoder folded and not, on the CPU', function()
+t.test('the autoencoder with and without folding, on the CPU', function()
   local plain, folded = make_vae(), make_vae()
   t.equal(fold_all(folded.w), 3, 'folded layers')
   local z = help.input('latent', { 2, 4, 5, 7 })
   t.near(folded:decode(z), plain:decode(z), 5e-6)
 end)
 
-cuda.test('folded as apart, on a card', function()
+cuda.test('folded and separate operations agree, on a GPU', function()
   for _, dtype in ipairs { 'f32', 'f16', 'bf16' } do
     for _, case in ipairs(cases) do
       for _, bias in ipairs { true, false } do
@@ -137,7 +136,7 @@ cuda.test('folded as apart, on a card', function()
   end
 end)
 
-cuda.test('the switch decides what is run', function()
+cuda.test('the switch selects the implementation', function()
   local w = layer(32, 32, 'f16', true)
   local there = { weight = cuda.up(w.weight, 'f16'), bias = cuda.up(w.bias, 'f16'), folded = {} }
   for name in pairs(w.folded) do there.folded[name] = cr.zeros(w.folded[name].shape, { dtype = 'f16', device = cuda.device }) end
@@ -147,7 +146,7 @@ cuda.test('the switch decides what is run', function()
   cuda.with({ conv_upsample = false }, function() t.ok(largest() > 0, 'off: the weights themselves') end)
 end)
 
-cuda.test('an autoencoder\'s tree on a card has prepared weights, which change no number', function()
+cuda.test('an autoencoder\'s tree on a GPU has prepared weights, which do not change the result', function()
   local function decoded(dtype, made)
     return cr.scope(function()
       local net = make_vae { device = cuda.device, dtype = dtype, made = made }

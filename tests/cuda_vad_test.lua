@@ -1,4 +1,4 @@
---- Voice activity on a card: the processor's probabilities.
+--- Voice activity detection on a GPU: the CPU's probabilities.
 
 local cr = require 'cr'
 local cuda = require 'tests.support.cuda'

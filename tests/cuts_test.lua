@@ -1,4 +1,4 @@
---- Where shots begin: cuts, dissolves and black, and what is none of them.
+--- Shot detection: cuts, dissolves and black, and what is not a cut.
 
 local cr = require 'cr'
 local cuts = require 'models.latentsync.cuts'
@@ -12,7 +12,7 @@ local function view(picture, x, y) return picture:narrow(1, y + 1, H):narrow(2, 
 local function shade(picture, gain, shift) return (picture:to 'f32' * gain + shift):clamp(0, 255):to 'u8' end
 local function mix(a, b, share) return (a:to 'f32' * (1 - share) + b:to 'f32' * share + 0.5):clamp(0, 255):to 'u8' end
 
--- The frames at which shots begin, as 'A B', of a film of `count` frames.
+-- The frames at which shots begin, as 'A B', in a film of `count` frames.
 local function begins(count, picture)
   local shots, list = cuts.new(), {}
   for i = 0, count - 1 do
@@ -33,7 +33,7 @@ t.test('a cut is found at its frame, and back again', function()
   end)
 end)
 
-t.test('a moving camera, noise and who passes in front are no cuts', function()
+t.test('a moving camera, noise and passers-by are not cuts', function()
   cr.scope(function()
     local world = smooth.image('frame0', 180, 400)
     local a = view(world, 40, 40)
@@ -69,7 +69,7 @@ t.test('a moving camera, noise and who passes in front are no cuts', function()
   end)
 end)
 
-t.test('flashes, fades and changing light are no cuts; what comes after black is compared with what was before', function()
+t.test('flashes, fades and changing light are not cuts; the frame after black is compared with the one before', function()
   cr.scope(function()
     local a, b = smooth.image('frame0', H, W), smooth.image('frame2', H, W)
     t.equal(begins(8, function(i) return shade(a, 1, (i == 3 or i == 4) and 255 or i == 5 and 80 or 0) end), '', 'a flash')
@@ -81,7 +81,7 @@ t.test('flashes, fades and changing light are no cuts; what comes after black is
   end)
 end)
 
-t.test('a dissolve begins a shot where it is over', function()
+t.test('a dissolve begins a shot at its end', function()
   cr.scope(function()
     local a, b = smooth.image('frame0', H, W), smooth.image('frame2', H, W)
     for _, length in ipairs { 6, 12, 25, 45 } do
@@ -91,10 +91,10 @@ t.test('a dissolve begins a shot where it is over', function()
   end)
 end)
 
-t.test('a wipe or a slide begins a shot where it is over', function()
+t.test('a wipe or a slide begins a shot at its end', function()
   cr.scope(function()
     local a, b = shade(smooth.image('frame0', H, W), 0.5, 0), shade(smooth.image('frame2', H, W), 0.5, 100)
-    -- Columns of the new one up to `at`, from its own place or its far end on; then the old one's.
+    -- Columns of the new image up to `at`, in place or from its far end; then the old image's.
     local function across(new_goes, old_goes)
       return function(share)
         local at = math.floor(share * W)
@@ -118,7 +118,7 @@ t.test('a wipe or a slide begins a shot where it is over', function()
   end)
 end)
 
-t.test('people who cross and a camera that turns by as much as it sees are no cuts', function()
+t.test('people who cross and a fast pan are not cuts', function()
   t.keeps_storages() -- the film's people
   local anna, bert = film.person 'anna', film.person 'bert'
   for _, speed in ipairs { 8, 20 } do

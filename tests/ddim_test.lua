@@ -1,4 +1,4 @@
--- DDIM against diffusers' in double precision, and its options against its own definition.
+-- DDIM compared with diffusers' in double precision, and its options with their definitions.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -34,14 +34,14 @@ local function compare(file, prefix, name, steps, tolerance)
 end
 
 for _, name in ipairs { 'ddim', 'ddim_trailing', 'ddim_zsnr_v' } do
-  t.test(name .. ' gives the numbers of diffusers in float64', function()
+  t.test(name .. ' agrees with diffusers in float64', function()
     local file = golden.open 'schedulers'
     for _, steps in ipairs { 4, 17, 20 } do compare(file, 'sched64', name, steps, 1e-9) end
     file:close()
   end)
 end
 
-t.test('diffusers\' float32 tables differ by their rounding only', function()
+t.test('diffusers\' float32 tables differ only by rounding', function()
   local file = golden.open 'networks'
   for _, name in ipairs { 'ddim', 'ddim_trailing' } do
     for _, steps in ipairs { 4, 17, 20 } do compare(file, 'sched', name, steps, 1e-6) end
@@ -93,7 +93,7 @@ t.test('a step of linspace ends where the next one begins; the last one ends wit
     t.near(of_x, math.sqrt(b / a), 1e-14)
     t.near(of_eps, math.sqrt(1 - b) - math.sqrt(b / a) * math.sqrt(1 - a), 1e-14)
   end
-  -- diffusers takes a fixed stride, and from training step 0 none.
+  -- diffusers uses a fixed stride, and 0 from training step 0.
   local theirs = ddim.new({ steps = 7, spacing = 'linspace' }, { diffusers = true })
   t.near((theirs:coefficients(999)), math.sqrt(s.alphas[999 - 142] / s.alphas[999]), 1e-14)
   t.equal((theirs:coefficients(0)), 1)

@@ -1,4 +1,4 @@
--- scripts/deploy: manifests that Kubernetes takes, options and metrics that there are, weights fetched by their hash.
+-- scripts/deploy: manifests are valid, options and metrics exist, weights are fetched by hash.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -18,7 +18,7 @@ local MANIFESTS = {
 local python = os.getenv 'CR_PYTHON' or 'python3'
 local function has(command) return os.execute(command .. ' >/dev/null 2>&1') == 0 end
 
--- All objects of all manifests.
+-- All objects in all manifests.
 local objects = {}
 for _, name in ipairs(MANIFESTS) do
   for _, object in ipairs(lyaml.load(files.read(FOLDER .. '/' .. name), { all = true })) do objects[#objects + 1] = object end
@@ -31,7 +31,7 @@ local function of_kind(kind)
   return list
 end
 
-t.test('each kustomization lists what is there', function()
+t.test('each kustomization lists existing files', function()
   for _, folder in ipairs { 'base', 'sqs', 'redis', 'monitoring' } do
     local list = lyaml.load(files.read(('%s/%s/kustomization.yaml'):format(FOLDER, folder))).resources
     for _, name in ipairs(list) do
@@ -41,7 +41,7 @@ t.test('each kustomization lists what is there', function()
   end
 end)
 
-t.test('pods run with a card, without rights, and tell how they are', function()
+t.test('pods run with a GPU, without privileges, and report their health', function()
   local list = of_kind 'Deployment'
   t.equal(#list, 2)
   for _, deployment in ipairs(list) do
@@ -60,7 +60,7 @@ t.test('pods run with a card, without rights, and tell how they are', function()
   t.equal(#of_kind 'ScaledObject', 2)
 end)
 
-t.test('options of the commands are options that there are', function()
+t.test("the commands' options exist", function()
   for _, deployment in ipairs(of_kind 'Deployment') do
     local pod = deployment.spec.template.spec
     local args = pod.containers[1].args
@@ -70,12 +70,12 @@ t.test('options of the commands are options that there are', function()
       if word:find '^%-%-' then t.ok(help:find(word .. ' ', 1, true), word) end
       if word == '--grace' then grace = tonumber(args[i + 1]) end
     end
-    -- Kubernetes must wait for longer than the worker takes.
+    -- Kubernetes must wait longer than the worker takes.
     if grace then t.ok(pod.terminationGracePeriodSeconds > grace, 'grace') end
   end
 end)
 
-t.test('what is asked of Prometheus is told by the programs', function()
+t.test('metrics in the dashboards and alerts exist', function()
   local told = {}
   for _, name in ipairs { 'init', 'consumer' } do
     local source = files.read(('%s/models/service/%s.lua'):format(cr.root, name))
@@ -100,14 +100,14 @@ t.test('Kubernetes would take the manifests (kubernetes-validate)', function()
   if not has(python .. ' -c "import kubernetes_validate"') then t.skip 'kubernetes-validate is absent: pip install kubernetes-validate' end
   local list = {}
   for _, name in ipairs(MANIFESTS) do
-    if name:find '^base/' then list[#list + 1] = FOLDER .. '/' .. name end -- (of KEDA's and Prometheus's kinds it knows nothing)
+    if name:find '^base/' then list[#list + 1] = FOLDER .. '/' .. name end -- it does not know the kinds of KEDA and Prometheus
   end
   local said, status = scratch.command(('%s -m kubernetes_validate --strict %s'):format(python, table.concat(list, ' ')))
   t.equal(status, 0, said)
   t.ok(select(2, said:gsub('passed', '')) >= 10, said)
 end)
 
-t.test('both queues are rendered whole (kubectl kustomize)', function()
+t.test('both queues can be rendered (kubectl kustomize)', function()
   if not has 'kubectl kustomize --help' then t.skip 'kubectl is absent' end
   for kind, queue in pairs { sqs = 'sqs://', redis = 'redis://' } do
     local said, status = scratch.command(('kubectl kustomize %s/%s'):format(FOLDER, kind))

@@ -1,4 +1,4 @@
---- The setting `detector`: which networks find the faces of a job, what says so, and packs of files that are not whole.
+--- The setting `detector`: which networks find faces, what reports it, and incomplete packs of files.
 
 local cr = require 'cr'
 local child = require 'tests.support.child'
@@ -31,7 +31,7 @@ end
 
 local function report() return cjson.decode(io.open(clip.path 'report.json'):read '*a') end
 
-t.test("auto takes a pack that is there, whatever lies beside it; --face reference makes the package's face", function()
+t.test("auto uses a complete pack, whatever is beside it; --face reference selects the package's face", function()
   insight.pack(checkpoint, { ['w600k_r50.onnx'] = 'nonsense', ['1k3d68.onnx'] = '' })
   local r = lipsync { '--face', 'reference' }
   t.equal(r.code, 0, r.err)
@@ -60,7 +60,7 @@ t.test("auto takes a pack that is there, whatever lies beside it; --face referen
   t.ok(r.out:find '\nok +faces +found by InsightFace: ', r.out)
 end)
 
-t.test('crescent faces looks with the networks of a run', function()
+t.test('crescent faces uses the networks of a run', function()
   insight.pack(checkpoint)
   local function faces(...) return child.run { 'faces', '--quiet', '--device', 'cpu', video, ... } end
   local r = faces('--checkpoint', checkpoint)
@@ -71,7 +71,7 @@ t.test('crescent faces looks with the networks of a run', function()
   t.ok(r.code == 1 and r.err:find "^crescent: %-%-detector insightface needs a checkpoint's folder that holds its networks\n$", r.err)
 end)
 
-t.test('a pack that is not whole, damaged or absent: one sentence, nothing is written', function()
+t.test('an incomplete, damaged or missing pack gives one sentence, and nothing is written', function()
   local out = clip.path 'none.mkv'
   local function says(change, extra, pattern)
     insight.pack(checkpoint, change)

@@ -1,4 +1,4 @@
---- Tables of the documentation that come from declarations: they are as `make docs` would write them.
+--- Generated documentation is up to date with `make docs`.
 
 local docs = require 'tests.support.docs'
 local t = require 'tests.support.tap'

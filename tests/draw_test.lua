@@ -1,12 +1,12 @@
---- Pictures with words on them: where rectangles, pictures and words come to lie, and where they are cut.
+--- Images with text: where rectangles, images and text are drawn, and how they are clipped.
 --
--- How letters look is the font's affair; here it is where they leave a mark, and how wide they are.
+-- How glyphs look depends on the font; tested is where they leave marks, and how wide they are.
 
 local cr = require 'cr'
 local draw = require 'cr.tools.draw'
 local t = require 'tests.support.tap'
 
--- Bounds of what differs from white, as first row, last row, first column, last column; counted from 0.
+-- Bounds of the non-white pixels: first row, last row, first column, last column; from 0.
 local function mark(picture)
   local p, rows, columns = picture:pointer(), picture:size(1), picture:size(2)
   local top, bottom, left, right
@@ -39,7 +39,7 @@ t.test('rectangles', function()
   end)
 end)
 
-t.test('pictures, and what of them lies outside', function()
+t.test('images, and clipping', function()
   cr.scope(function()
     local h, w = 6, 9
     local face = (cr.rand(h, w, 3) * 200):to 'u8'
@@ -56,7 +56,7 @@ t.test('pictures, and what of them lies outside', function()
         end
       end
     end
-    -- A view is a picture too: every second column of it.
+    -- A view is an image too: every second column of it.
     local half = face:narrow(2, 1, 8):reshape(h, 4, 2, 3):select(3, 1)
     local canvas = draw.canvas(4, h)
     canvas:picture(half, 0, 0)
@@ -82,7 +82,7 @@ t.test('words', function()
   end)
 end)
 
-t.test('words that are cut short', function()
+t.test('text that is truncated', function()
   cr.scope(function()
     -- The pixels of a text that may take so many.
     local function drawn(words, width)
@@ -94,7 +94,7 @@ t.test('words that are cut short', function()
     local long = 'größe der Übertragung' -- two bytes a letter, here and there
     local whole = canvas:text_width(15, long)
     t.near(drawn(long, whole):to 'f32', drawn(long):to 'f32', 0, 'one that fits is left alone')
-    -- With each pixel less it is some beginning of whole letters.
+    -- With each pixel less, it is a prefix of whole letters.
     local beginnings, letters = {}, {}
     for letter in long:gmatch '[%z\1-\127\194-\244][\128-\191]*' do letters[#letters + 1] = letter end
     for n = 0, #letters do beginnings[n] = table.concat(letters, '', 1, n) .. '…' end
@@ -106,7 +106,7 @@ t.test('words that are cut short', function()
   end)
 end)
 
-t.test('sizes that cannot be', function()
+t.test('invalid sizes', function()
   for _, size in ipairs { { 0, 5 }, { 5, 0 }, { 32768, 5 }, { 5, 32768 } } do
     t.raises(function() draw.canvas(size[1], size[2]) end, 'cannot be drawn: sides are 1 to 32767')
   end

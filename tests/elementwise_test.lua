@@ -44,12 +44,12 @@ local positive = {
   log1p = ffi.C.log1p, sqrt = math.sqrt, rsqrt = function(x) return 1 / math.sqrt(x) end,
 }
 
--- Functions of a tensor of floats against float64's, of each form of it.
+-- Unary float functions compared with float64's, in each form.
 local function check_unary(functions, input)
   local dtype = input.dtype
   for name, fn in pairs(functions) do
     local expected = map(fn, values(input))
-    if dtype == 'f16' then -- a number near 0 may have a reciprocal beyond f16's largest
+    if dtype == 'f16' then -- the reciprocal of a number near 0 may exceed f16's range
       for i, v in ipairs(expected) do
         if math.abs(v) >= 65520 then expected[i] = v > 0 and math.huge or -math.huge end
       end
@@ -65,7 +65,7 @@ end
 for _, dtype in ipairs(floats) do
   t.test('unary operations, ' .. dtype, function()
     t.each({ { 1 }, { 17 }, { 3, 5, 7 }, { 2, 2100 } }, function(shape)
-      -- Below -4 GELU is less than what f16 holds with all its bits.
+      -- Below -4, GELU is smaller than the normal numbers of f16.
       check_unary(unary, (randn(shape) * 3):clamp(dtype == 'f16' and -4 or -9, 9):to(dtype))
       check_unary(positive, (randn(shape):square() + 0.01):to(dtype))
     end)
@@ -73,7 +73,7 @@ for _, dtype in ipairs(floats) do
 end
 
 t.test('every f32 function stays within a few ulp over the whole range', function()
-  -- random bits, so all magnitudes and subnormals, but no nan: LuaJIT cannot hold all of those
+  -- Random bits, so all magnitudes and subnormals, but no NaN: LuaJIT cannot hold all NaNs.
   local n = 20000
   local bits = ffi.new('uint16_t[?]', 2 * n)
   for i = 0, n - 1 do
@@ -90,7 +90,7 @@ t.test('every f32 function stays within a few ulp over the whole range', functio
     for i = 1, n do
       local want = fn(given[i])
       local size = math.abs(want)
-      -- silu and gelu lose bits where their result is about to vanish; sin of huge numbers is libm's
+      -- silu and gelu lose bits where their result nearly vanishes; sin of huge numbers is libm's.
       if size < 3.4e38 and size > 1e-36 and given[i] == given[i] then
         local _, exponent = math.frexp(want)
         local ulp = 2 ^ (math.max(exponent, -125) - 24)
@@ -244,7 +244,7 @@ t.test('clamp, where, lincomb', function()
   t.equal(wide:item(), 1 + 1e-12)
 end)
 
-t.test('results over operands', function()
+t.test('in-place results', function()
   local x, y = randn { 50, 60 }, randn { 60 }
   local before, other = values(x), spread(y, { 50, 60 })
   cr.check(cr.C.cr_binary(x.c, cr.C.CR_MUL, x.c, y.c))
@@ -258,7 +258,7 @@ t.test('results over operands', function()
   t.ok(distance(values(s), map(unary.square, before)) < 3e-7)
 end)
 
-t.test('the number of threads changes no bit', function()
+t.test('the result does not depend on the number of threads', function()
   local x = randn { 70, 1001 }
   local y = randn { 1001 }
   local was = cr.threads()

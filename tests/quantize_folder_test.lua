@@ -214,7 +214,7 @@ t.test('the command, and what it refuses', function()
   local out = scratch.path 'never'
   says({ '--out', out, '--recipe', 'int3' }, "there is no recipe 'int3'")
   local empty = scratch.write('none.lua', "return { unet = { { 'nothing', 'int8' } } }")
-  says({ '--out', out, '--recipe', empty }, 'names no layer that can be quantized')
+  says({ '--out', out, '--recipe', empty }, 'matches no layer that can be quantized')
   says({ '--out', out, '--calibrate' }, '%-%-calibrate needs a video and a sound after it')
   says({ '--out', out, 'a.mp4' }, "'a.mp4': clips are for %-%-calibrate")
   says({ '--out', out, '--calibrate', 'a.mp4' }, 'a.mp4 has no sound after it')
