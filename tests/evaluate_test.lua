@@ -1,8 +1,8 @@
--- `crescent evaluate`: how faces are followed and cut, offsets of known shifts from files, what the
--- command prints, and what it says to bad input.
+-- `crescent evaluate`: tracking and cropping of faces, known offsets measured from files, the command's output, and
+-- its errors.
 --
--- The SyncNet of these tests is made by hand (tests/support/bright.lua): bright pictures lie near loud sound. A
--- finder that knows where the faces are stands in for the detector, so that no fetched file is needed.
+-- The SyncNet of these tests is hand-made (tests/support/audiovisual.lua): bright images are close to loud sound. A
+-- finder that knows the faces replaces the detector, so that no fetched file is needed.
 
 local t = require 'tests.support.tap'
 local bright = require 'tests.support.audiovisual'
@@ -27,7 +27,7 @@ cr.run(function()
   end)
 end)
 
---- A judgement of the plain video and sound, unless options say otherwise.
+--- Evaluates the plain video and sound, unless options differ.
 local function run(options)
   local all = { syncnet = network, video = video, audio = sound }
   for key, value in pairs(options) do all[key] = value end
@@ -36,7 +36,7 @@ end
 
 -- ---- known shifts ------------------------------------------------------------------------------
 
-t.test('lips and sound that are together have offset 0', function()
+t.test('synchronous lips and sound have offset 0', function()
   local result = run {}
   t.equal(result.offset, 0)
   t.ok(result.confidence > 0.5, ('confidence %.2f'):format(result.confidence))
@@ -61,11 +61,11 @@ t.test('a sound that is early by k frames has offset k', function()
   end
 end)
 
-t.test('an aligned network sees the aligned face', function()
+t.test('an aligned network gets the aligned face', function()
   local result = run { syncnet = aligned }
   t.equal(result.offset, 0)
   t.ok(result.minimum < 0.15, ('distance %.2f'):format(result.minimum))
-  -- Without points in some frames the track goes on between those that have them.
+  -- If points are missing in some frames, they are interpolated.
   local some = run { syncnet = aligned, faces = function(i)
     local face = face_at(64, 60, 90)
     if i % 7 ~= 3 then face.points = nil end
@@ -74,7 +74,7 @@ t.test('an aligned network sees the aligned face', function()
   t.near(cr.tensor(some.distances), cr.tensor(result.distances), 1e-6)
 end)
 
-t.test('a track that begins later hears the sound from there on', function()
+t.test('a track that begins later is compared with the sound from there on', function()
   local late = run { faces = function(i) return i >= 21 and whole() or {} end }
   t.equal(late.tracks[1].first, 21)
   t.equal(late.tracks[1].windows, 54)
@@ -82,7 +82,7 @@ t.test('a track that begins later hears the sound from there on', function()
   t.ok(late.minimum < 0.2, ('distance %.2f'):format(late.minimum))
 end)
 
-t.test('several faces: each by itself, means of all', function()
+t.test('several faces: results for each, and their means', function()
   cr.run(function() write_video('two.mkv', 80, 7) end)
   local result = run { video = scratch.path 'two.mkv', faces = function()
     return { face_at(64, 60, 82), face_at(192, 60, 82) }
@@ -114,7 +114,7 @@ t.test('each face by a voice of its own', function()
     'two.mkv has no face 3: there are 1 %(0%.0 to 3%.2 s, at 64,60%), 2 %(0%.0 to 3%.2 s, at 192,60%)')
 end)
 
-t.test('the sound of the video itself, also where it begins late', function()
+t.test("the video's own sound, also if it begins late", function()
   local own = scratch.path 'own.mp4'
   cr.run(function()
     local sink = media.writer(own, { width = SIDE, height = SIDE, fps = bright.fps, crf = 10, audio = sound })
@@ -127,7 +127,7 @@ t.test('the sound of the video itself, also where it begins late', function()
   local late = scratch.path 'late.mkv'
   local text, status = scratch.command(("ffmpeg -v error -y -i '%s' -itsoffset 0.2 -i '%s' -map 0:v -map 1:a -c copy '%s'")
     :format(own, sound, late))
-  if status == 127 then return end -- no ffmpeg here
+  if status == 127 then return end -- ffmpeg is missing
   t.equal(status, 0, text)
   result = run { video = late, audio = late }
   t.equal(result.offset, -5)
@@ -140,7 +140,7 @@ t.test('a sound that ends early ends the comparison', function()
   t.equal(result.offset, 0)
 end)
 
-t.test('what is held does not grow with the video', function()
+t.test('memory does not grow with the video', function()
   local function peak(frames)
     cr.run(function() write_video('long.mkv', frames) end)
     local audio = write_sound('long.wav', frames)
@@ -168,7 +168,7 @@ local function scene_of(n, faces)
   return scene
 end
 
-t.test('tracks: length, gaps, size, and who is who', function()
+t.test('tracks: length, gaps, size, and identity', function()
   local function one(i) return { { i, 10, 100 + i, 90 } } end
   t.equal(#tracks.of_scene(scene_of(50, one), RULES), 0)
   local found = tracks.of_scene(scene_of(51, one), RULES)
@@ -195,11 +195,11 @@ t.test('tracks: length, gaps, size, and who is who', function()
   t.equal(#both, 2)
   t.near(both[1].data[10 * 59], 59, 0)
   t.near(both[2].data[10 * 59], 241, 0)
-  -- Somebody who jumps away is somebody else.
+  -- A face that jumps away starts a new track.
   t.equal(#tracks.of_scene(scene_of(80, function(i) return { i < 40 and { 0, 0, 100, 100 } or { 60, 0, 160, 100 } } end), RULES), 0)
 end)
 
-t.test('places are medians of 13, with zeros beyond the ends', function()
+t.test('positions are medians of 13, with zeros beyond the ends', function()
   local scene = scene_of(60, function(i)
     local x = i == 30 and 40 or 0
     return { { x, 10, x + 100, 90 } }
@@ -216,7 +216,7 @@ t.test('places are medians of 13, with zeros beyond the ends', function()
   t.equal(places.x[59], 103, 'the least of seven')
 end)
 
-t.test('the cut is 2.8 half sides, lower than the face, grey beyond the frame', function()
+t.test('the crop is 2.8 half sides, shifted down, grey outside of the frame', function()
   local frame = cr.zeros(200, 240, 3, { dtype = 'u8' })
   for y = 0, 199 do frame:narrow(1, y + 1, 1):fill_(y) end
   for x = 0, 239 do frame:narrow(2, x + 1, 1):narrow(3, 1, 1):fill_(x) end
@@ -232,7 +232,7 @@ t.test('the cut is 2.8 half sides, lower than the face, grey beyond the frame', 
   t.near(below:narrow(1, 51, 62), cr.full({ 62, 112, 3 }, 110), 0)
 end)
 
-t.test('scenes begin where hue, saturation and value jump, and are 15 frames long at least', function()
+t.test('scenes begin where hue, saturation and value jump, and have at least 15 frames', function()
   local function cuts(color_of, n)
     local scenes, list = tracks.scenes(), {}
     for i = 0, n - 1 do
@@ -254,7 +254,7 @@ end)
 
 -- ---- bad input -----------------------------------------------------------------------------------
 
-t.test('what cannot be judged is told in one sentence', function()
+t.test('videos that cannot be evaluated give one sentence', function()
   t.raises(function() run { faces = function() return {} end } end, 'for more than 50 frames: no face was found')
   t.raises(function() run { faces = function(i) return i % 2 == 0 and whole() or { face_at(500, 500, 90) } end, longer_than = 60 } end,
     'for more than 60 frames: faces were found in 80 of 80 frames')

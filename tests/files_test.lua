@@ -1,4 +1,4 @@
---- The one way to write a file: whole or not at all, whatever the name leads to, whoever else writes.
+--- Writing files: completely or not at all, whatever the path is, and whoever else writes.
 
 local lfs = require 'lfs'
 local t = require 'tests.support.tap'
@@ -9,7 +9,7 @@ local scratch = require 'tests.support.scratch'
 
 local function shell(command) return os.execute(("cd '%s' && %s"):format(scratch.folder, command)) == 0 end
 
---- The dot files of a folder, one a line.
+--- The dot files of a folder, one per line.
 local function leftovers(folder)
   local names = {}
   for name in lfs.dir(folder or scratch.folder) do
@@ -38,7 +38,7 @@ t.test('an existing file keeps its mode, a new one has that of the umask', funct
   t.equal(lfs.attributes(scratch.path 'fresh.txt', 'permissions'), lfs.attributes(scratch.path 'plain.txt', 'permissions'))
 end)
 
-t.test('a link stays a link, and what it leads to is written', function()
+t.test('a link stays a link, and its target is written', function()
   lfs.mkdir(scratch.path 'there')
   assert(shell 'ln -s there/b.txt to_b && ln -s to_b to_to_b && ln -s loop loop')
   files.write(scratch.path 'to_to_b', 'through two links')
@@ -55,7 +55,7 @@ t.test('devices, pipes and standard streams get the bytes and stay what they are
   t.equal(lfs.attributes('/dev/null', 'rdev'), null)
   t.raises(function() files.write('/dev/full', 'x') end, '/dev/full: cannot be written: No space left on device')
   assert(shell 'mkfifo fifo && (cat fifo >from_fifo & echo >started)')
-  files.write(scratch.path 'fifo', ('0123456789'):rep(20000)) -- more than a pipe holds
+  files.write(scratch.path 'fifo', ('0123456789'):rep(20000)) -- more than a pipe's buffer
   t.equal(lfs.attributes(scratch.path 'fifo', 'mode'), 'named pipe')
   t.wait(function() return lfs.attributes(scratch.path 'from_fifo', 'size') == 200000 end)
   t.equal(scratch.read(scratch.path 'from_fifo'), ('0123456789'):rep(20000))
@@ -67,7 +67,7 @@ t.test('devices, pipes and standard streams get the bytes and stay what they are
   t.equal(leftovers(), '')
 end)
 
-t.test('what cannot be written: one sentence, and what was there stays', function()
+t.test('unwritable files: one sentence, and existing files stay', function()
   lfs.mkdir(scratch.path 'folder')
   t.raises(function() files.write(scratch.path 'folder', 'x', '--report') end, '^%-%-report: .*/folder: cannot be written: Is a directory$')
   t.raises(function() files.write(scratch.path 'folder/', 'x') end, 'folder/: cannot be written: Is a directory')
@@ -85,14 +85,14 @@ end)
 
 t.test('an input that is a pipe or a device is refused, and is not opened', function()
   local pipe = scratch.path 'input'
-  os.execute(("mkfifo '%s'"):format(pipe)) -- nobody writes to it: opening it would wait for ever
+  os.execute(("mkfifo '%s'"):format(pipe)) -- nobody writes to it, so opening it would block for ever
   for _, path in ipairs { '-', pipe, '/dev/zero', '/dev/null' } do
     local ok, message = pcall(files.check_readable, '--video', path)
     t.equal(not ok and message.message, '--video: ' .. path .. ': a pipe or device cannot be read twice: save it to a file first')
   end
 end)
 
-t.test('names as long as a folder takes', function()
+t.test('file names of maximum length', function()
   local long, letters = ('n'):rep(251) .. '.txt', ('\195\164'):rep(125) .. '.txt'
   for _, name in ipairs { long, letters } do
     files.write(scratch.path(name), name)
@@ -101,7 +101,7 @@ t.test('names as long as a folder takes', function()
   t.raises(function() files.write(scratch.path('x' .. long), '') end, 'File name too long')
 end)
 
-t.test('many writers of one name: every file is one of them, whole', function()
+t.test('many writers of one name: the file is always one of theirs, complete', function()
   local code = ([[
     local files = require 'cr.files'
     for i = 1, 60 do files.write('%s', (arg[1] .. i .. '\n'):rep(3000)) end
@@ -131,7 +131,7 @@ t.test('many writers of one name: every file is one of them, whole', function()
   t.equal(leftovers(), '')
 end)
 
-t.test('what dead processes left is swept; what living ones write, and others\' files, stay', function()
+t.test('temporary files of dead processes are removed; those of living ones, and other files, stay', function()
   local folder = scratch.path 'swept'
   lfs.mkdir(folder)
   local function touch(name) scratch.write('swept/' .. name, 'x') end

@@ -1,5 +1,5 @@
--- A film cut into parts and joined: crescent split, the parts made one by one as workers make them, crescent join. With
--- CR_SLOW=1 seven parts instead of three.
+-- A film split into parts and joined: crescent split, the parts generated one by one as workers do, crescent join.
+-- With CR_SLOW=1 seven parts instead of three.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -25,7 +25,7 @@ local tiny = scratch.path 'tiny'
 checkpoint.write(tiny)
 local model -- loaded once
 
--- Makes what a job asks for, as a worker process does.
+-- Runs a job as a worker process does.
 local function make(body, out)
   body = json.decode(json.encode(body))
   body.id, body.out = nil, nil
@@ -45,7 +45,7 @@ local function split(body, ...)
   return child.run { 'split', scratch.write('film.json', json.encode(body)), '--root', '/', ... }
 end
 
--- Cuts, makes every part, joins; the paths of the film and of its parts.
+-- Splits, generates every part, joins; returns the paths of the film and its parts.
 local function in_parts(body, n, ending)
   local r = split(body, '--parts', tostring(n))
   t.equal(r.code, 0, r.err)
@@ -76,7 +76,7 @@ local function free(frames, sound)
   sound:free()
 end
 
-t.test(PARTS .. ' parts without loss have the pixels of the whole, and its sound to the sample', function()
+t.test(PARTS .. ' lossless parts have the pixels and the sound samples of the whole film', function()
   t.keeps_storages() -- the model
   cr.run(function()
     model = require 'models.latentsync'.load(tiny, { device = 'cpu', dtype = 'f32', size = 64 })
@@ -113,7 +113,7 @@ t.test('parts of a lossy film begin with key frames, and the sound is encoded on
     for i, frame in ipairs(a) do
       cr.scope(function() worst = math.max(worst, (frame:to 'f32' - b[i]:to 'f32'):square():mean():item()) end)
     end
-    t.ok(worst < 10, worst) -- (of levels of 255: H.264 decides otherwise after another key frame)
+    t.ok(worst < 10, worst) -- in levels of 255: H.264 decides differently after another key frame
     local info = media.probe(joined)
     t.near(info.duration, 1.2, 0.03)
     free(a, sound_a)
@@ -121,7 +121,7 @@ t.test('parts of a lossy film begin with key frames, and the sound is encoded on
   end)
 end)
 
-t.test('what cannot be cut or joined is told, and nothing is left', function()
+t.test('films that cannot be split or joined give one sentence, and nothing remains', function()
   local function refuses(r, pattern)
     t.equal(r.code, 1, r.err)
     t.ok(r.err:find(pattern), r.err)

@@ -1,5 +1,5 @@
---- Damaged weights files: every truncation of small ones, and thousands of random changes. Each must
---- open and give its tensors, or be refused in one line; never a crash.
+--- Damaged weights files: every truncation of small ones, and thousands of random changes. Each must open and return
+--- its tensors, or be refused with one line; it must never crash.
 
 local cr = require 'cr'
 local onnx = require 'tests.support.onnx'
@@ -11,7 +11,7 @@ local CHANGES = tonumber(os.getenv 'CR_FUZZ') or 1500
 local folder = cr.root .. '/tests/golden/torch_files/'
 local path = scratch.path 'fuzzed'
 
--- A file of which each kind is one; names of torch_files, or bytes made here.
+-- One file of each kind; names in torch_files, or bytes that are composed here.
 local files = {}
 for _, name in ipairs { 'zip.pt', 'protocol4.pt', 'deflated.pt', 'legacy.pth', 'expected.safetensors', 'evil_system.pt' } do
   files[#files + 1] = { name, scratch.read(folder .. name) }
@@ -32,7 +32,7 @@ files[#files + 1] = {
   c_string 'b' .. '\0' .. '\1' .. le(1, 4) .. '\7' .. le(1, 4) .. c_string 'c' .. c_string 'b',
 }
 
--- Decoded elements, the negative bit, a class of its own, a sparse tensor.
+-- Decoded elements, the negative bit, a subclass, a sparse tensor.
 local text, global, tuple = pickle.text, pickle.global, pickle.tuple
 local v2, v3 = global('torch._utils', '_rebuild_tensor_v2'), global('torch._utils', '_rebuild_tensor_v3')
 local plain = pickle.arguments(pickle.storage('0', 2), 0, { 2 }, { 1 }, '}' .. text 'neg' .. '\136s')
@@ -64,7 +64,7 @@ local function write(bytes)
   handle:close()
 end
 
--- Reads everything that the file offers; a sentence if it was refused.
+-- Reads everything in the file; returns a sentence if it was refused.
 local function try()
   local ok, file = pcall(cr.weights.open, path)
   if not ok then return file end
@@ -125,7 +125,7 @@ for _, item in ipairs(files) do
   end)
 end
 
-t.test('random bytes behind every kind of beginning', function()
+t.test('random bytes after every kind of header', function()
   math.randomseed(7)
   local bad
   local heads = { 'PK\3\4', '\147NUMPY\1\0\80\0', '\128\2\138\10', le(64, 8) .. '{"', '\8\8\58\90', le(6, 4) .. c_string 'XSpec', '' }

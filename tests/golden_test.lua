@@ -1,11 +1,11 @@
---- The files of tests/golden are what cut.lua makes of the reference programs' outputs.
+--- The files of tests/golden equal what cut.lua creates from the reference programs' outputs.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local cut = require 'tests.golden.cut'
 local golden = require 'tests.support.golden'
 
-t.test('a thinned tensor is every step-th number of the whole, in the reference\'s shape only', function()
+t.test("a thinned tensor has every step-th element of the whole, and requires the reference's shape", function()
   local gold = golden.open 'networks'
   local key = 'unet_nano.act.t481.conv_in'
   local whole = cr.zeros(2, 32, 8, 16, 16)

@@ -1,5 +1,5 @@
---- Guidance by name and by file: each method against diffusers or a formula written out elsewhere, the doors that it goes
---- through, what it is told, and the network's hooks.
+--- Guidance methods by name and by file: each compared with diffusers or a formula, in all commands, with the
+--- information that it receives, and the network's hooks.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -14,7 +14,7 @@ local LEVELS = { 0.05, 0.6, 0.97 } -- as in tests/golden/guidance.py
 
 local function input(name, i) return t.formula(('input:%s.%d'):format(name, i), SHAPE):to 'f64' end
 
--- A network that answers with the fixture's halves, and once more with `perturbed`.
+-- A network that returns the fixture's halves, and another prediction with `perturbed`.
 local function fixture(counts)
   return { timesteps = { 900, 500, 100 }, free = function() end, predict = function(_, _, i, how)
     if how.hook then
@@ -34,7 +34,7 @@ local function spec_of(case)
   return case.method .. (#words > 0 and ':' .. table.concat(words, ',') or '')
 end
 
-t.test('APG, CFG-Zero* and perturbed attention: as diffusers has them', function()
+t.test('APG, CFG-Zero* and perturbed attention agree with diffusers', function()
   local seen = 0
   for _, case in ipairs(require 'cjson'.decode(scratch.read(require 'tests.support.golden'.folder .. 'guidance.json'))) do
     if case.method ~= 'cfgpp' then
@@ -56,7 +56,7 @@ t.test('APG, CFG-Zero* and perturbed attention: as diffusers has them', function
   t.equal(seen, 7)
 end)
 
-t.test("CFG++: the paper's sampler, from any scheduler that is DDIM, and whatever the network predicts", function()
+t.test("CFG++: the paper's sampler, from every equivalent of DDIM, and for every prediction type", function()
   local function at(scheduler, x, i)
     local ts = scheduler.timesteps[i]
     return (x * 1.7 + ts / 250):sin() * 0.8, (x * 1.1 - ts / 400):cos() * 0.6
@@ -92,7 +92,7 @@ t.test("CFG++: the paper's sampler, from any scheduler that is DDIM, and whateve
   end
 end)
 
-t.test('a weight of 1, steps without guidance, and what stands around a method', function()
+t.test('a scale of 1, steps without guidance, and wrappers of a method', function()
   for _, case in ipairs {
     { { method = 'apg', scale = 1 }, 'nnn' }, { { method = 'cfgpp', scale = 1 }, 'yyy' }, { { method = 'pag', scale = 1 }, 'nnn' },
     { { method = 'apg', scale = 2, interval = { 400, 600 } }, 'nyn' }, { { method = 'cfgpp', off_last = 1 }, 'yyn' },
@@ -109,7 +109,7 @@ t.test('a weight of 1, steps without guidance, and what stands around a method',
   end
 end)
 
-t.test("a file's method: options, state by window, a function in place of a file", function()
+t.test("a method from a file: options, per-window state, a function instead of a file", function()
   local path = scratch.write('mine.lua', [[
     return {
       help = 'more of it each time',
@@ -141,7 +141,7 @@ t.test("a file's method: options, state by window, a function in place of a file
   t.ok(guidance.help():find 'apg: ' and guidance.help():find '\ncfgpp: ' and guidance.help 'apg':find 'momentum')
 end)
 
-t.test('what is refused', function()
+t.test('refusals', function()
   local function refused(what, settings)
     local ok, message = pcall(guidance.new, settings)
     t.equal(ok or message, what)
@@ -182,7 +182,7 @@ local function denoiser(scale)
     timesteps = { 801, 401 } }
 end
 
-t.test('a hook goes around every layer, sees its name and kind, and changes it', function()
+t.test('a hook wraps every layer, gets its name and kind, and can change it', function()
   local x = help.input('x', { 1, 4, 2, 8, 8 })
   for _, guided in ipairs { true, false } do
     cr.scope(function()
@@ -214,13 +214,13 @@ t.test('a hook goes around every layer, sees its name and kind, and changes it',
   end
 end)
 
-t.test('identity attention: each place sees itself alone, as with keys that are nearest to themselves', function()
-  -- softmax(q k) is the identity where there is one place: a picture of one pixel at the deepest block.
+t.test('identity attention: each position sees only itself', function()
+  -- softmax(q k) is the identity if there is only one position: an image with one pixel at the deepest block.
   local x = help.input('x', { 1, 4, 2, 8, 8 })
   cr.scope(function()
     local d, nn = denoiser(1), require 'cr.nn'
     local own, replaced = nn.attention, 0
-    -- The same by hand: attention of one head over one place at a time.
+    -- The same by hand: attention of one head over one position at a time.
     function nn.attention(q, k, v, o)
       if q:dim() == 3 and q:size(2) == k:size(2) then
         replaced = replaced + 1
@@ -242,7 +242,7 @@ t.test('identity attention: each place sees itself alone, as with keys that are 
   end)
 end)
 
-t.test('another function of one name is another hook', function()
+t.test('another function with the same name is another hook', function()
   local x = help.input('x', { 1, 4, 2, 8, 8 })
   cr.scope(function()
     local d = denoiser(1)
@@ -256,7 +256,7 @@ t.test('another function of one name is another hook', function()
   end)
 end)
 
-t.test('what a hook keeps is there in the next step, and gone with the window', function()
+t.test("a hook's memory lives from step to step, and ends with the window", function()
   local x = help.input('x', { 1, 4, 2, 8, 8 })
   cr.scope(function()
     local d, found = denoiser(1), 0

@@ -1,4 +1,4 @@
--- Guidance and step caches around the nano network, against rules written out with the plain network.
+-- Guidance and step caches on the nano network, compared with their rules applied to the plain network.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -39,7 +39,7 @@ local function sample(scheduler, start, unet)
   return x
 end
 
--- fn with cr.cat replaced so that on the way up `replace(nth layer, input)` may put another input.
+-- Calls fn with cr.cat replaced, so that `replace(nth layer, input)` can exchange inputs on the up path.
 local function with_layers_of_the_way_up(replace, fn)
   local own, nth = cr.cat, 0
   function cr.cat(list, dim)
@@ -55,15 +55,15 @@ local function with_layers_of_the_way_up(replace, fn)
   return result, nth
 end
 
-t.test("DeepCache: the reference's rule, written out with whole runs of the plain network", function()
+t.test("DeepCache: the reference's rule, applied to complete runs of the plain network", function()
   local x, cond, audio = inputs()
   local total = net:branches()
   for _, case in ipairs { { 3, 0, 5 }, { 2, 1, 3 }, { 2, 7, 3 } } do
     local interval, branch, steps = unpack(case)
     local what = ('interval %d, branch %d, %d steps'):format(interval, branch, steps)
     local scheduler = schedulers.load('ddim', { steps = steps })
-    -- A skipped step is a whole run in which the input of one layer is that of the last whole step:
-    -- all that does not depend on it is as fresh as the rule wants, the rest is overwritten.
+    -- A skipped step is a complete run in which the input of one layer is that of the last full step: everything that
+    -- does not depend on it is recomputed, the rest is replaced.
     local deep
     local want = sample(scheduler, x, { call = function(_, latents, i)
       return mixed((with_layers_of_the_way_up(function(nth, input)
@@ -85,7 +85,7 @@ t.test("DeepCache: the reference's rule, written out with whole runs of the plai
     t.equal(counts.full, math.ceil(steps / interval), what .. ': whole steps')
     t.equal(counts.shallow, steps - counts.full, what .. ': skipped steps')
 
-    -- It is not what sampling without a cache gives.
+    -- The result differs from sampling without a cache.
     if branch == 0 then
       local whole = net:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = scheduler.timesteps }
       t.ok(t.relative_error(got, sample(scheduler, x, whole)) > 1e-4, what .. ': no step was skipped')
@@ -94,7 +94,7 @@ t.test("DeepCache: the reference's rule, written out with whole runs of the plai
   end
 end)
 
-t.test('a cached layer is that of the plain network, with and without savings', function()
+t.test("a cached layer equals the plain network's, with and without optimizations", function()
   local x, cond, audio = inputs()
   for _, deaf in ipairs { true, false } do
     cr.scope(function()
@@ -112,10 +112,10 @@ t.test('a cached layer is that of the plain network, with and without savings', 
   end
 end)
 
-t.test('guidance: plain, between two times, off at the end', function()
+t.test('guidance: always, in an interval, off at the end', function()
   local x, cond, audio = inputs()
   local scheduler = schedulers.load('ddim', { steps = 5 }) -- 801 601 401 201 1
-  local wanted = { {}, {} } -- by halves and step, as the plain network gives them
+  local wanted = { {}, {} } -- per half and step, from the plain network
   for halves = 1, 2 do
     for i, at in ipairs(scheduler.timesteps) do
       local y = plain(x, at, cond, audio, halves)
@@ -137,7 +137,7 @@ t.test('guidance: plain, between two times, off at the end', function()
   both_ways({ scale = 1 }, {})
 end)
 
-t.test('guidance without a half: without the saving of the deaf half too', function()
+t.test("skipping the unconditional half, with and without the optimization 'deaf'", function()
   local x, cond, audio = inputs()
   for _, keys in ipairs { true, false } do
     local d = net:denoiser { cond = cond, audio = audio, guidance = 2, timesteps = { 481 }, savings = { deaf = false, keys = keys } }
@@ -147,7 +147,7 @@ t.test('guidance without a half: without the saving of the deaf half too', funct
   end
 end)
 
-t.test('guidance rescaled: the deviation of the conditional half', function()
+t.test('rescaled guidance has the standard deviation of the conditional half', function()
   local a, b = t.formula('input:a', { 1, 2, 3, 3, 4 }), t.formula('input:b', { 1, 2, 3, 3, 4 })
   local function deviation(v)
     local list, sum, square = v:view(v:numel()):tolist(), 0, 0
@@ -163,7 +163,7 @@ t.test('guidance rescaled: the deviation of the conditional half', function()
   t.near(deviation(guidance.new { scale = 7, rescale = 1 }:combine(a, b, {})), deviation(b), 1e-5)
 end)
 
-t.test('a cache that distance triggers', function()
+t.test('TeaCache: the accumulated distance triggers a full step', function()
   local asked = {}
   local function denoiser()
     return { timesteps = { 9, 8, 7, 6, 5 }, predict = function(_, x, i)
@@ -171,7 +171,7 @@ t.test('a cache that distance triggers', function()
       return x * i
     end, free = function() end }
   end
-  -- Each step's latents differ from the last by a tenth.
+  -- Each step's latents differ from the previous ones by a tenth.
   local function answers(threshold)
     asked = {}
     local counts, out = {}, {}
@@ -193,7 +193,7 @@ t.test('a cache that distance triggers', function()
   t.equal(table.concat(asked, ' '), '1 2 3 4 5', 'a threshold of 0 changes nothing')
 end)
 
-t.test("FORA: layers' shares of the last whole step, written out with hooks", function()
+t.test("FORA: layers' contributions of the last full step, implemented with hooks", function()
   local x, cond, audio = inputs()
   local scheduler = schedulers.load('ddim', { steps = 5 })
   for _, scale in ipairs { 1.5, 1 } do
@@ -229,7 +229,7 @@ t.test("FORA: layers' shares of the last whole step, written out with hooks", fu
     bare:free()
     t.near(by 'fora:1', whole, 1e-6, 'each step whole')
     t.ok(t.relative_error(got, whole) > 1e-5, 'no layer served again')
-    -- Beside others, in either order.
+    -- Combined with others, in either order.
     for _, text in ipairs { 'deepcache:2,fora:2', 'fora:2,deepcache:2', 'fora:2,tea:0.01' } do
       t.ok(t.relative_error(by(text), whole) < 0.5, text)
     end
@@ -240,7 +240,7 @@ t.test("FORA: layers' shares of the last whole step, written out with hooks", fu
   unet:free()
 end)
 
-t.test('everything together, and two windows one after the other', function()
+t.test('everything combined, and two windows in sequence', function()
   local x, cond, audio = inputs()
   local scheduler = schedulers.load('dpmpp_3m', { steps = 6 })
   local plan, counts = cache.plan 'deepcache:2:0,tea:0.5', {}
@@ -283,7 +283,7 @@ local function refused(what, fn, ...)
   t.equal(ok or message, what)
 end
 
-t.test('what a guidance refuses, and that it names the setting and the value', function()
+t.test('refusals of guidance name the setting and the value', function()
   refused('guidance: settings must be a table such as { scale = 1.5 }, not nil', guidance.new)
   refused('guidance: settings must be a table such as { scale = 1.5 }, not a number', guidance.new, 1.5)
   refused(

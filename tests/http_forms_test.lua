@@ -1,4 +1,4 @@
---- The HTTP server's larger forms: uploads in parts, files, WebSockets, TLS.
+--- The HTTP server's larger features: multipart uploads, files, WebSockets, TLS.
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
@@ -16,7 +16,7 @@ local function address(server, path) return ('http://127.0.0.1:%d%s'):format(ser
 
 -- ---- multipart ----------------------------------------------------------------------------------
 
--- What a body's parts are, read in pieces of so many bytes; or the error.
+-- The parts of a body that is read in pieces of a given size; or the error.
 local function parts_of(text, step, kind)
   local at = 1
   local request = { headers = { ['content-type'] = kind or 'multipart/form-data; boundary=XX' } }
@@ -40,7 +40,7 @@ local function part(text, name, more)
   return ('--XX\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'):format(name, more or '', text)
 end
 
-test('parts are told apart wherever they are cut', function()
+test('parts are separated correctly for every chunking', function()
   local text = 'before\r\n' .. part('a\r\n--XXy\r\n-', 'one') ..
     '--XX \t\r\nContent-Type: a/b\r\ncontent-disposition:form-data;name=two\r\n\r\n\r\n' ..
     part('\r\n', 'three', '; filename="a\\"b%22.mp4"') .. part('', 'four', "; filename*=UTF-8''%c3%bc") .. '--XX--\r\nafter --XX'
@@ -51,7 +51,7 @@ test('parts are told apart wherever they are cut', function()
   t.equal(parts_of('--XX--', 3), '')
 end)
 
-test('bodies that are no parts are refused', function()
+test('bodies that are not multipart are refused', function()
   for text, why in pairs {
     [''] = 'ends inside', ['--XX'] = 'ends inside', ['--XX\r\n'] = 'ends inside', [part('x', 'a')] = 'ends inside',
     ['--XX\r\n\r\nx\r\n--XX--'] = 'no name', ['--XX\r\nA b\r\n\r\nx\r\n--XX--'] = 'no header',
@@ -69,7 +69,7 @@ test('bodies that are no parts are refused', function()
   t.ok(parts_of('', 1, 'multipart/form-data; boundary="' .. ('x'):rep(71) .. '"'):find 'boundary')
 end)
 
-test('damaged parts are read or refused, the same in pieces of any size', function()
+test('damaged parts are read or refused, independent of the chunking', function()
   local seed = part('hello', 'one') .. part('\r\n\r\n--XX', 'two', '; filename="x"') .. '--XX--\r\n'
   local pieces = { '\r\n', '--XX', '--XX--', '"', '\0', '\\', ';', '%', 'name', '\r', '-', ':' }
   math.randomseed(tonumber(os.getenv 'CR_SEED') or 22)
@@ -85,7 +85,7 @@ test('damaged parts are read or refused, the same in pieces of any size', functi
   end
 end)
 
-test('an upload comes through as it was sent', function()
+test('an upload arrives unchanged', function()
   local sum
   local server = serve(function(request, response)
     local names = {}
@@ -116,7 +116,7 @@ end)
 
 -- ---- files --------------------------------------------------------------------------------------
 
-test('files are sent whole, in ranges, or not again', function()
+test('files are sent completely, in ranges, or not (304)', function()
   local text = {}
   for i = 1, 100000 do text[i] = ('%06d\n'):format(i) end
   text = table.concat(text)
@@ -172,7 +172,7 @@ test('files are sent whole, in ranges, or not again', function()
   t.equal(status(get '/folder'), 404)
   t.equal(body(get '/empty'), '')
   t.equal(status(get('/empty', range)), 416)
-  -- Another program's idea of all that.
+  -- The same with another program.
   local part_path = scratch.write('part', text:sub(1, 123456))
   curl('-C', '-', '-o', part_path, address(server, '/'))
   t.ok(scratch.read(part_path) == text, 'curl goes on with half a file')
@@ -180,7 +180,7 @@ test('files are sent whole, in ranges, or not again', function()
   server:close()
 end)
 
-test('a file that becomes shorter while it is sent ends the connection', function()
+test('a file that is truncated while it is sent ends the connection', function()
   local path = scratch.write('shrinking', ('x'):rep(2 ^ 25))
   local server = serve(function(_, response) response:file(path) end)
   local client = connect(server)
@@ -200,7 +200,7 @@ local frame, websocket = support.frame, support.websocket
 local function closing(code, reason) return frame(8, string.char(math.floor(code / 256), code % 256) .. (reason or '')) end
 local function code_of(data) return #data >= 2 and data:byte(1) * 256 + data:byte(2) or nil end
 
--- Sends back what comes, and notes how it ended.
+-- Echoes messages, and records how the socket ended.
 local function echo_server(limits, options)
   local server
   server = serve(function(request)
@@ -211,7 +211,7 @@ local function echo_server(limits, options)
   return server
 end
 
-test('messages go both ways, whole or in pieces', function()
+test('messages go both ways, complete or fragmented', function()
   local server = echo_server()
   local client = websocket(server)
   t.equal(status(client.answer), 101)
@@ -242,7 +242,7 @@ test('messages go both ways, whole or in pieces', function()
   t.equal(#server.reports, 0, server.reports[1])
 end)
 
-test('what breaks the protocol closes the WebSocket with its code', function()
+test('protocol violations close the WebSocket with their code', function()
   local server = echo_server()
   for what, case in pairs {
     ['too large'] = { 1009, frame(2, ('x'):rep(100001)) },
@@ -263,7 +263,7 @@ test('what breaks the protocol closes the WebSocket with its code', function()
     client:close()
     t.wait(function() return server.ended end)
   end
-  -- Pieces without an end and without bytes take no memory.
+  -- Endless empty fragments take no memory.
   local client = websocket(server)
   client.tcp:write(frame(2, 'x', { more = true }) .. frame(0, '', { more = true }):rep(200000) .. frame(0, 'y'))
   t.equal(select(2, client:frame()), 'xy')
@@ -272,7 +272,7 @@ test('what breaks the protocol closes the WebSocket with its code', function()
   t.equal(#server.reports, 0, server.reports[1])
 end)
 
-test('a request that is none for a WebSocket is refused', function()
+test('a request that is not a WebSocket upgrade is refused', function()
   local server = echo_server()
   for _, case in ipairs {
     { 426, support.UPGRADE:gsub('Upgrade: websocket\r\n', '') }, { 426, support.UPGRADE:gsub('Connection: [^\r]*\r\n', '') },
@@ -287,7 +287,7 @@ test('a request that is none for a WebSocket is refused', function()
   server:close()
 end)
 
-test('a client that goes or shows no sign of life ends the WebSocket', function()
+test('a client that disconnects or does not answer pings ends the WebSocket', function()
   local server = echo_server { idle = 1 }
   for _, how in ipairs { 'close', 'reset' } do
     server.ended = false
@@ -307,7 +307,7 @@ test('a client that goes or shows no sign of life ends the WebSocket', function(
   t.equal(#server.reports, 0, server.reports[1])
 end)
 
-test('what a client does not take is held up, or left out', function()
+test('messages to a slow client are delayed, or dropped', function()
   local refused, why, done = 0, nil, false
   local server = serve(function(request)
     local ws = request:websocket { pending = 2 ^ 18 }
@@ -323,13 +323,13 @@ test('what a client does not take is held up, or left out', function()
   local client = websocket(server)
   client.tcp:read_stop()
   t.wait(function() return done end)
-  -- (the system's buffers take some megabytes of the 62)
+ -- the system's buffers hold some megabytes of the 62
   t.ok(refused > 500, refused .. ' were left out')
   t.equal(why, http.GONE)
   server:close()
 end)
 
-test('a server that closes says so', function()
+test('a closing server sends a close frame', function()
   local server = echo_server()
   local client = websocket(server)
   cr.go(function()
@@ -342,7 +342,7 @@ test('a server that closes says so', function()
   t.equal(server.count, 0)
 end)
 
-test('a client that floods a WebSocket that nobody reads leaves nothing', function()
+test('a client that floods an unread WebSocket leaves no memory in use', function()
   local loop = require 'cr.loop'
   local before = loop.count()
   local server = serve(function(request) request:websocket():close() end)
@@ -373,7 +373,7 @@ end)
 
 -- ---- TLS ----------------------------------------------------------------------------------------
 
-test('TLS: a file goes through, what is no TLS does not', function()
+test('TLS: a file is transferred, plain connections are refused', function()
   local key, cert = scratch.path 'key.pem', scratch.path 'cert.pem'
   local made, code = scratch.command(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost " ..
     "-addext subjectAltName=DNS:localhost -keyout %s -out %s"):format(key, cert))

@@ -1,4 +1,4 @@
---- The HTTP server: what clients send, whole, broken or slowly, and what they get.
+--- The HTTP server: what clients send, complete, damaged or slowly, and the answers.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -15,7 +15,7 @@ local function echo(request, response)
   response:send(200, {}, request.method .. ' ' .. request.path .. ' ' .. request:text())
 end
 
--- What the requests in a text are, to a parser that gets it in pieces of so many bytes: heads, bodies, and the failure.
+-- The requests in a text, for a parser that gets it in pieces of a given size: heads, bodies, and the error.
 local function parsed(text, step)
   local library = require 'cr.serve.library'
   local lib, parser, event = library.lib, library.new('cr_http', 1000), ffi.new 'cr_http_event'
@@ -42,7 +42,7 @@ local function status(answer) return tonumber(answer:match '^HTTP/1.1 (%d+) ') e
 
 -- ---- requests -----------------------------------------------------------------------------------
 
-test('requests one after another over a connection, and cut anywhere', function()
+test('several requests over a connection, with every chunking', function()
   local server = serve(echo)
   local answer = raw(server, get '/a' .. post('/b', 'hello') .. CHUNKED .. '3\r\nabc\r\n0\r\n\r\n')
   t.ok(answer:find('GET /a .*POST /b hello.*POST /c abc$'), answer)
@@ -54,7 +54,7 @@ test('requests one after another over a connection, and cut anywhere', function(
   server:close()
 end)
 
-test('the target is decoded, the headers are gathered', function()
+test('the target is decoded, the headers are collected', function()
   local seen
   local server = serve(function(request, response)
     seen = request
@@ -71,7 +71,7 @@ test('the target is decoded, the headers are gathered', function()
   server:close()
 end)
 
-test('what could be taken for another request is refused', function()
+test('ambiguous requests (request smuggling) are refused', function()
   local called = 0
   local server = serve(function(_, response)
     called = called + 1
@@ -111,7 +111,7 @@ test('what could be taken for another request is refused', function()
   server:close()
 end)
 
-test('chunks that are none are refused', function()
+test('invalid chunks are refused', function()
   local why = {}
   local server = serve(function(request, response)
     local ok, err = pcall(request.text, request)
@@ -131,7 +131,7 @@ test('chunks that are none are refused', function()
   server:close()
 end)
 
-test('a body is read no further than its limit, and the answer is seen', function()
+test('a body is read only up to its limit, and the client gets the answer', function()
   local server = serve(function(request, response)
     if request.path == '/more' then request.limit = 100 end
     response:send(200, {}, request:text())
@@ -142,7 +142,7 @@ test('a body is read no further than its limit, and the answer is seen', functio
   t.ok(not refused:find '.HTTP/1.1 %d', 'two answers: ' .. refused)
   t.equal(status(raw(server, CHUNKED .. '8\r\n12345678\r\n8\r\n12345678\r\n0\r\n\r\n')), 413)
   t.equal(status(raw(server, post('/more', ('x'):rep(100)))), 200)
-  -- Much more than the system's buffers hold is on its way while the answer is sent.
+  -- Much more than the system's buffers hold is in transit while the answer is sent.
   local client = connect(server)
   client:send(post('/', ('x'):rep(2 ^ 24)))
   local answer = client:finish():take()
@@ -152,7 +152,7 @@ test('a body is read no further than its limit, and the answer is seen', functio
   server:close()
 end)
 
-test('a body is asked for when it is read', function()
+test('100 Continue is sent when the body is read', function()
   local server = serve(function(request, response)
     if request.path == '/refuse' then return response:send(403, {}, 'no') end
     response:send(200, {}, request:text())
@@ -162,7 +162,7 @@ test('a body is asked for when it is read', function()
   t.equal(client:take '\r\n\r\n', 'HTTP/1.1 100 Continue\r\n\r\n')
   local answer = client:send('hello'):take 'hello$'
   t.equal(status(answer), 200)
-  -- One that is refused may come or not, so that nothing can follow it.
+  -- A refused body may arrive or not, so no other request can follow.
   answer = client:send(head:format '/refuse'):take()
   t.equal(status(answer), 403)
   t.ok(answer:find 'Connection: close', answer)
@@ -171,7 +171,7 @@ end)
 
 -- ---- answers ------------------------------------------------------------------------------------
 
-test('a handler that raises is answered with a problem, and the server goes on', function()
+test('an error in a handler is answered with a problem, and the server continues', function()
   local server = serve(function(request, response)
     if request.path == '/raise' then error 'oops' end
     if request.path == '/problem' then http.problem(409, 'not now', { field = 'x' }) end
@@ -212,13 +212,13 @@ test('bodies are framed as the request allows', function()
   t.equal(body(get '/same'), '')
   t.ok(not raw(server, get '/empty'):find 'Content%-Length')
   t.ok(raw(server, 'GET /?length=6 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n'):find 'Connection: keep%-alive')
-  -- A length that does not hold cannot be followed by another answer.
+  -- After a wrong Content-Length, no further answer can follow.
   t.ok(not raw(server, get '/?length=7' .. get '/'):find('HTTP/1.1', 2, true))
   t.ok(not raw(server, get '/?length=5' .. get '/'):find('HTTP/1.1', 2, true))
   server:close()
 end)
 
-test('a client that does not read holds up its own answer alone, and is cut off', function()
+test('a client that does not read delays only its own answer, and is disconnected', function()
   local sent, why, done = 0, nil, cr.channel(1)
   local server = serve(function(request, response)
     if request.path == '/' then return response:send(200, {}, 'fine') end
@@ -240,13 +240,13 @@ test('a client that does not read holds up its own answer alone, and is cut off'
   t.equal(raw(server, get '/'):match '[^\n]*$', 'fine')
   done:get()
   t.equal(why, http.GONE)
-  -- (what the system's buffers take)
+ -- capacity of the system's buffers
   t.ok(sent < 2 ^ 24, sent .. ' bytes were taken')
   t.equal(#server.reports, 0, server.reports[1])
   server:close()
 end)
 
-test('a handler that does not read holds up its client', function()
+test('a handler that does not read delays its client', function()
   local go = cr.channel(1)
   local server = serve(function(request, response)
     go:get()
@@ -266,7 +266,7 @@ test('a handler that does not read holds up its client', function()
   server:close()
 end)
 
-test('tasks that write to one answer at once do not mix their pieces', function()
+test('tasks that write to one answer at the same time do not interleave', function()
   local server = serve(function(_, response)
     response:start(200)
     local function writer(letter)
@@ -291,7 +291,7 @@ end)
 
 -- ---- clients that go, or wait -------------------------------------------------------------------
 
-test('a body that is cut off makes reading raise, and leaves nothing', function()
+test('reading a truncated body raises an error, and leaves nothing', function()
   local why = {}
   local server = serve(function(request, response)
     local ok, err = pcall(request.text, request)
@@ -311,7 +311,7 @@ test('a body that is cut off makes reading raise, and leaves nothing', function(
   server:close()
 end)
 
-test('clients that are too slow are answered 408, those that say nothing are closed', function()
+test('slow clients get 408, silent ones are disconnected', function()
   local server = serve(echo, { idle = 0.4, request = 0.3 })
   t.equal(connect(server):take(), '')
   local client = connect(server):send 'GET / HT'
@@ -320,7 +320,7 @@ test('clients that are too slow are answered 408, those that say nothing are clo
   client = connect(server):send 'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc'
   t.equal(status(client:take()), 408)
   client:close()
-  -- A byte now and then is as slow.
+  -- A byte from time to time counts as slow.
   client = connect(server)
   local count = 0
   while not client.ended and count < 1000 do
@@ -329,14 +329,14 @@ test('clients that are too slow are answered 408, those that say nothing are clo
   end
   t.ok(client.ended)
   client:close()
-  -- After an answer it waits as long as before it.
+  -- After an answer, the server waits as long as before.
   client = connect(server):send(get '/')
   t.equal(status(client:take()), 200)
   t.wait(function() return server.count == 0 end)
   server:close(0)
 end)
 
-test('a handler is told when its client goes', function()
+test('a handler is notified when its client disconnects', function()
   local told, begun, gone = cr.channel(2), cr.channel(2), nil
   local server = serve(function(request, response)
     response:start(200)
@@ -354,7 +354,7 @@ test('a handler is told when its client goes', function()
   server:close()
 end)
 
-test('a mistake in what is told of a client that goes is reported', function()
+test('an error in such a notification is reported', function()
   local server = serve(function(_, response)
     response:on_close(function() error 'oops' end)
     t.wait(function() return response.closed end)
@@ -366,7 +366,7 @@ test('a mistake in what is told of a client that goes is reported', function()
   server:close()
 end)
 
-test('more connections than the limit: one that waits gives way, those at work stay', function()
+test('above the connection limit, idle connections are closed, active ones stay', function()
   local go = cr.channel(0)
   local server = serve(function(_, response)
     go:get()
@@ -389,7 +389,7 @@ test('more connections than the limit: one that waits gives way, those at work s
   server:close()
 end)
 
-test('closing waits for what is under way, and cuts what does not end', function()
+test('closing waits for active requests, and disconnects those that do not end', function()
   local begun = cr.channel(2)
   local server = serve(function(request, response)
     response:start(200)
@@ -415,7 +415,7 @@ test('closing waits for what is under way, and cuts what does not end', function
   again:close()
 end)
 
-test('a handler that goes on after its connection was cut gets GONE', function()
+test('a handler that continues after a disconnection gets GONE', function()
   local go, why = cr.channel(0), {}
   local server = serve(function(request, response)
     go:get()
@@ -431,7 +431,7 @@ test('a handler that goes on after its connection was cut gets GONE', function()
   t.equal(why[2], http.GONE)
 end)
 
-test('what is wrong with the place is one sentence', function()
+test('a wrong address gives one sentence', function()
   local server = serve(echo)
   t.raises(function() serve(echo, nil, { port = server.port }) end, '^http: 127.0.0.1:%d+: EADDRINUSE')
   t.raises(function() serve(echo, nil, { host = '203.0.113.1' }) end, '^http: 203.0.113.1:0: EADDRNOTAVAIL')
@@ -443,7 +443,7 @@ test('what is wrong with the place is one sentence', function()
   named:close()
 end)
 
-test('damaged requests are answered or closed, and read the same in pieces of any size', function()
+test('damaged requests are answered or closed, independent of the chunking', function()
   local server = serve(echo, { body = 1000, header = 2000, idle = 5, request = 5 })
   local seeds = { get '/a?b=c', post('/', 'hello'), (post('/', 'hello'):gsub('^POST', 'QUERY')),
     CHUNKED .. '3\r\nabc\r\n1;x=y\r\nd\r\n0\r\nA: b\r\n\r\n', get '/' .. get '/' }

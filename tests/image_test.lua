@@ -1,4 +1,4 @@
---- Picture operations against slow references in double precision, at odd sizes.
+--- Image operations compared with slow references in double precision, at odd sizes.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -21,8 +21,8 @@ local function sinc(v) return v == 0 and 1 or math.sin(math.pi * v) / (math.pi *
 local function lanczos(v) return math.abs(v) < 4 and sinc(v) * sinc(v / 4) or 0 end
 local function tent(v) return math.max(0, 1 - math.abs(v)) end
 
---- Source indices and weights of result index i on an axis; repeat_edge: taps outside count for the
---- edge, else they are left out.
+--- Source indices and weights of result index i on an axis; repeat_edge: taps outside count as the edge, else they
+--- are omitted.
 local function taps_at(center, reach, kernel, scale, n, repeat_edge)
   local list, total = {}, 0
   for s = math.ceil(center - reach * scale), math.floor(center + reach * scale) do
@@ -49,7 +49,7 @@ local methods = {
 local sizes = { { 7, 5, 3, 16, 4 }, { 5, 9, 1, 5, 23 }, { 33, 21, 3, 10, 47 }, { 12, 1, 4, 3, 2 }, { 1, 1, 2, 4, 3 } }
 
 for name, taps in pairs(methods) do
-  t.test('resize ' .. name .. ' is its definition', function()
+  t.test('resize ' .. name .. ' follows its definition', function()
     for _, s in ipairs(sizes) do
       local x = picture(name, s[1], s[2], s[3])
       local y = nn.resize(x, s[4], s[5], name)
@@ -202,7 +202,7 @@ t.test('erode is the minimum of its window', function()
   end
 end)
 
-t.test('gaussian_blur reflects at the border, as often as it takes', function()
+t.test('gaussian_blur reflects at the border, several times if necessary', function()
   local function reflect(i, n)
     if n == 1 then return 0 end
     while i < 0 or i >= n do
@@ -234,7 +234,7 @@ t.test('gaussian_blur reflects at the border, as often as it takes', function()
   end
 end)
 
-t.test('blend truncates, and passes the frame on where the weight is 0', function()
+t.test('blend truncates, and leaves the frame unchanged where the weight is 0', function()
   local frame = picture('frame', 9, 14, 3, 'u8')
   local face = cr.scope(function() return picture('face', 9, 14, 3) * 150 + 100 end)
   local weight = cr.scope(function() return picture('weight', 9, 14, 1):clamp(0, 1) end)
@@ -273,7 +273,7 @@ t.test('the result does not depend on the number of threads', function()
   for i = 1, #one do t.near(three[i], one[i], 0, 'operation ' .. i) end
 end)
 
---- A picture of one colour as planes: every Y, U and V.
+--- An image of one colour as planes: every Y, U and V.
 local function levels(r, g, b, w, h, format)
   local x = cr.empty(h, w, 3, { dtype = 'u8' })
   local p = x:pointer()
@@ -293,7 +293,7 @@ local function levels(r, g, b, w, h, format)
   return table.concat(found, ' ')
 end
 
-t.test('rgb_to_yuv: colours have the levels of the standards, and come back', function()
+t.test("rgb_to_yuv: colours have the standards' levels, and can be converted back", function()
   local bt709, bt601 = { 117489, 138438, 13975, 34925 }, { 104597, 132201, 25675, 53279 }
   for _, size in ipairs { { 20, 16 }, { 19, 15 }, { 16, 12 } } do
     local w, h = size[1], size[2]
@@ -309,7 +309,7 @@ t.test('rgb_to_yuv: colours have the levels of the standards, and come back', fu
       t.equal(levels(0, 0, 0, w, h, format(1, bt709)), '0 128 128')
     end
   end
-  cr.scope(function() -- a smooth picture survives the way there and back
+  cr.scope(function() -- a smooth image survives the conversion and back
     local x = picture('smooth', 6, 8, 3)
     x = (nn.resize(x, 96, 128, 'bicubic_aa') * 60 + 128):clamp(0, 255):to 'u8'
     local format = ffi.new('cr_yuv', { 128, 96, 1, 1, 0, bt709 })
@@ -321,7 +321,7 @@ t.test('rgb_to_yuv: colours have the levels of the standards, and come back', fu
   end)
 end)
 
-t.test('rgb_to_yuv refuses what has no planes', function()
+t.test('rgb_to_yuv refuses invalid planes', function()
   local out = tensor.new()
   local function try(w, h, shift, shape, matrix)
     local x = cr.zeros(shape, { dtype = 'u8' })
@@ -330,9 +330,9 @@ t.test('rgb_to_yuv refuses what has no planes', function()
     x:free()
   end
   try(10, 16, 1, { 16, 10, 3 })            -- too narrow
-  try(21, 16, 1, { 16, 21, 3 })            -- half a sample of chroma
+  try(21, 16, 1, { 16, 21, 3 }) -- half a chroma sample
   try(20, 16, 1, { 16, 18, 3 })            -- two columns short
-  try(20, 16, 0, { 16, 19, 3 })            -- nothing to repeat a column for
+  try(20, 16, 0, { 16, 19, 3 }) -- no column to repeat
   try(20, 16, 1, { 16, 20, 4 })
   try(20, 16, 1, { 16, 20, 3 }, { 0, 1, 1, 1 })
   t.ok(out.c.storage == nil, 'nothing was made')
@@ -375,7 +375,7 @@ t.test('luma is the weighted sum of a pixel\'s colours', function()
   end)
 end)
 
-t.test('pixel_shuffle is its definition', function()
+t.test('pixel_shuffle follows its definition', function()
   for _, case in ipairs { { 2, 3, 5, 2, 3 }, { 1, 4, 3, 4, 3 }, { 1, 2, 2, 3, 1 }, { 3, 1, 7, 1, 2 } } do
     cr.scope(function()
       local n, h, w, s, c = unpack(case)
@@ -402,7 +402,7 @@ t.test('pixel_shuffle is its definition', function()
   end
 end)
 
-t.test('pixel_shuffle rounds half to even and marks what is not finite', function()
+t.test('pixel_shuffle rounds half to even and marks non-finite values', function()
   cr.scope(function()
     local x = cr.tensor({ 0.5 / 255, 1.5 / 255, 2.5 / 255, -1, 2, 1 }):view(1, 1, 2, 3)
     local flaw = cr.zeros({ 1 }, { dtype = 'i32' })

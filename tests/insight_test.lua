@@ -1,4 +1,5 @@
---- InsightFace's detector and points: the package's own numbers for drawn pictures, ties, rules of choice, damaged packs.
+--- InsightFace's detector and points: the package's own results for synthetic images, ties, rules of choice, damaged
+--- packs.
 
 local cr = require 'cr'
 local detector = require 'models.networks.insight_detector'
@@ -29,7 +30,7 @@ local function most(a, b)
   return worst
 end
 
-t.test("OpenCV's own bytes: pictures resized and warped", function()
+t.test("resizing and warping give OpenCV's bytes", function()
   local seen = 0
   for key, want in pairs(file) do
     local h, w, nh, nw = key:match '^linear%.(%d+)x(%d+)%.(%d+)x(%d+)$'
@@ -47,7 +48,7 @@ t.test("OpenCV's own bytes: pictures resized and warped", function()
   t.equal(seen, 8, 'pictures')
 end)
 
-t.test("the package's own faces, points and choice, by small networks", function()
+t.test("small networks give the package's faces, points and choice", function()
   local finder = insight.load { dir = pack() }
   for _, name in ipairs { '600x340.1', '360x640.2', '203x151.4', '512x512.3' } do
     local h, w, seed = name:match '(%d+)x(%d+)%.(%d)'
@@ -98,7 +99,7 @@ local function rows_of(found)
   return rows
 end
 
-t.test('of overlapping boxes the better one stays, of equal ones the first: to the last bit', function()
+t.test('of overlapping boxes the better one is kept, of equal ones the first, bit for bit', function()
   local dropped, ties = 0, 0
   for k = 0, 11 do
     cr.scope(function()
@@ -122,7 +123,7 @@ t.test('of overlapping boxes the better one stays, of equal ones the first: to t
   t.ok(dropped > 10 and ties > 10, ('%d dropped, %d ties'):format(dropped, ties))
 end)
 
-t.test('scores below a half and what is no number are no faces', function()
+t.test('scores below one half and NaN are not faces', function()
   cr.scope(function()
     local pointers, maps = blank_maps()
     pointers[1][0], pointers[2][5], pointers[3][7] = 0.49999997, 0 / 0, 0.5
@@ -138,7 +139,7 @@ t.test('scores below a half and what is no number are no faces', function()
   end)
 end)
 
-t.test('a face is usable by its size in whole pixels', function()
+t.test("a face's size in whole pixels decides whether it is usable", function()
   local area = insight.area
   t.equal(area { 10.9, 20.9, 60.1, 100.2 }, 50 * 80, 'cut toward 0')
   t.equal(area { -0.9, -0.9, 50.9, 80.9 }, 50 * 80, 'on both sides of it')
@@ -154,7 +155,7 @@ t.test('a face is usable by its size in whole pixels', function()
   end
 end)
 
-t.test('of usable faces the largest, the surer of two of one size', function()
+t.test('the largest usable face is chosen; of equal ones, the one with the higher score', function()
   local finder = setmetatable({ device = 'cpu' }, insight)
   local placed
   finder.landmarks = { find = function(_, _, box)
@@ -188,7 +189,7 @@ t.test('the three points are means of rounded points, rounded half to even', fun
   t.equal(table.concat(three[3], ' '), '20 -20', 'nose: 20.5 and -20.5')
 end)
 
-t.test('another network in a place of the pack is refused in one sentence, as are damaged and missing ones', function()
+t.test('other, damaged and missing networks in the pack are refused in one sentence', function()
   local function says(change, pattern)
     local ok, err = pcall(insight.load, { dir = pack(change) })
     if ok then err:free() end
@@ -216,7 +217,7 @@ local function shared_golden(shared)
     require 'cjson'.decode(assert(io.open(shared 'golden/insightface/insight.json')):read '*a')
 end
 
---- The maps of a case that has no network.
+--- The output maps of a case without a network.
 local function drawn_maps(name)
   local pointers, maps = blank_maps()
   for m, what in ipairs { 'score', 'bbox', 'kps' } do
@@ -229,7 +230,7 @@ local function drawn_maps(name)
   return pointers, maps
 end
 
---- The `count` faces that the package keeps: large ones in the middle of the frame.
+--- The `count` faces that the package keeps: large ones near the centre of the frame.
 local function best_of(found, count, height, width)
   local value = {}
   for _, f in ipairs(found) do
@@ -241,13 +242,13 @@ local function best_of(found, count, height, width)
   return { unpack(found, 1, count) }
 end
 
-t.test('whom the detector misses is followed, where there is a face', function()
+t.test('a person whom the detector misses is followed while the face is visible', function()
   t.face_models()
   t.keeps_storages() -- the film's people
   local finder, other = insight.load { dir = pack() }, require 'models.latentsync.face'.load()
   finder.detector:free()
   finder.landmarks:free()
-  -- The small networks find no faces; MediaPipe's detector stands for theirs, and misses frames.
+  -- The small networks find no faces; MediaPipe's detector replaces theirs, and misses frames.
   local frame_number, missed = 0, {}
   finder.detector = { free = function() end, detect = function(_, frame)
     local list = {}

@@ -1,4 +1,4 @@
---- `make install`: the installed program runs from anywhere, on nothing of the source tree.
+--- `make install`: the installed program runs from anywhere, without the source tree.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -12,7 +12,7 @@ local function shell(line)
   return status == 0 or status == true, text
 end
 
--- Built already: make has nothing to do but copy, and takes no part in a `make test` around it.
+-- Everything is built: make only copies, and is independent of a surrounding `make test`.
 local function make(words)
   if not shell 'command -v make' then t.skip 'make is missing' end
   if not child.exists(cr.root .. '/Makefile') then t.skip 'not a source tree' end
@@ -23,7 +23,7 @@ end
 
 local prefix = child.folder .. '/prefix'
 
--- Runs the installed program in another folder; LD_LIBRARY_PATH and LUA_PATH must not be needed.
+-- Runs the installed program in another folder, without LD_LIBRARY_PATH and LUA_PATH.
 local function installed(args, program, env)
   local all = { LD_LIBRARY_PATH = '', LUA_PATH = ';;', LUA_CPATH = ';;', FONTCONFIG_FILE = '' }
   for name, value in pairs(env or {}) do all[name] = value end
@@ -67,8 +67,8 @@ t.test('the libraries it uses are the installed ones', function()
   t.equal(files['crescent_http.so'], child.exists((child.program:gsub('crescent$', 'crescent_http.so'))) or nil, r.out)
 end)
 
-t.test('a font that comes along is found', function()
-  -- As make dist lays it; the program tells fontconfig where that is, unless the user did.
+t.test('an installed font is found', function()
+  -- As `make dist` installs it; the program tells fontconfig its path, unless the user has set it.
   local fonts = prefix .. '/share/crescent/fonts'
   if not shell(("mkdir '%s' && printf '<fontconfig/>' >'%s/fonts.conf'"):format(fonts, fonts)) then error 'cannot write' end
   local program = 'require "cr.tools.draw".canvas(2, 2) print(os.getenv "FONTCONFIG_FILE")'
@@ -89,7 +89,7 @@ t.test('what is installed, and how', function()
   end
   t.ok(not child.exists(share .. 'models/fetched/wheels'), 'the packages are left out')
   t.ok(not child.exists(share .. 'models/mini/train'), 'the training is left out')
-  -- Where no CUDA compiler is, there is no such part.
+  -- Without a CUDA compiler this part does not exist.
   local part = child.program:gsub('[^/]+$', 'crescent_cuda.so')
   t.equal(child.exists(prefix .. '/lib/crescent/crescent_cuda.so'), child.exists(part), 'the part for GPUs goes along')
   local _, found = shell(("find '%s' -name __pycache__ -o -name '*.whl' -o -name '*.part' -o ! -perm -a=r -o -perm -o=w ! -type l")

@@ -1,11 +1,11 @@
---- Ctrl-C: soon, exit 130, one line on stderr, closers run, half-written files go.
+--- Ctrl-C: prompt reaction, exit status 130, one line on stderr, closers run, half-written files are removed.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local ffi = require 'ffi'
 local child = require 'tests.support.child'
 
--- Of the processor, from the signal on: half a second for each thread. What is interrupted would take minutes, or never end.
+-- CPU seconds after the signal: half a second for each thread. The interrupted work would take minutes, or never end.
 local SECONDS = 20
 
 local function interrupted(name, text, more)
@@ -41,7 +41,7 @@ interrupted('a loop of tensor operations in a task, SIGTERM', ready .. [[
   cr.run(function() while true do a = a:matmul(a):clamp(0, 1) end end)
 ]], { signal = 'sigterm', code = 143 })
 
--- 4 * 64 * 2^34 flop in one call: the watchdog has to end it in the middle.
+-- 4 * 64 * 2^34 flop in one call: the watchdog must interrupt it.
 interrupted('one long operation, with a file to delete', ready .. [[
   local ffi = require 'ffi'
   local name = folder .. '/.half'
@@ -97,7 +97,7 @@ interrupted('a script that catches every error', ready .. [[
   while true do pcall(function() local a = cr.rand(8) while true do a = a + 1 end end) end
 ]])
 
--- The watchdog ends it, but does not say again what has been said.
+-- The watchdog ends it, without repeating the message.
 interrupted('an end that takes longer than the grace', ready .. [[
   kept = newproxy(true)
   getmetatable(kept).__gc = function() while true do end end
@@ -107,7 +107,7 @@ interrupted('an end that takes longer than the grace', ready .. [[
 
 t.test('a signal after Lua has ended', function()
   for _, number in ipairs { 1, 2, 15 } do
-    -- What runs at the very end is called with the exit status.
+    -- A hook at the very end gets the exit status.
     local r = child.run { '-e', ([[
       local ffi = require 'ffi'
       ffi.cdef 'int on_exit(void (*)(int, void *), void *); int raise(int);'
@@ -119,8 +119,8 @@ t.test('a signal after Lua has ended', function()
   end
 end)
 
-t.test('a cleared interruption calls the watchdog off', function()
-  -- It interrupts itself, so that no wait for a turn on the processor lies between the signal and the clear.
+t.test('clearing the interruption stops the watchdog', function()
+  -- The program interrupts itself, so that no scheduling delay lies between the signal and the clear.
   local path = child.file('clear.lua', [[
     local cr, uv = require 'cr', require 'cr.loop'.uv
     local ok, err = pcall(function()
@@ -137,7 +137,7 @@ t.test('a cleared interruption calls the watchdog off', function()
   t.equal(r.err, '')
 end)
 
-t.test('the flag by itself', function()
+t.test('the interruption flag', function()
   local C = cr.C
   local a = cr.ones(3)
   C.cr_interrupt_clear()

@@ -20,7 +20,7 @@ end)
 
 t.test('pretty', function() t.equal(json.encode({ a = { 1, 2 }, b = {} }, true), '{\n  "a": [\n    1,\n    2\n  ],\n  "b": {}\n}') end)
 
-t.test('what cannot be read is said', function()
+t.test('invalid JSON is reported', function()
   local value, problem = json.decode '{"a": '
   t.equal(value, nil)
   t.ok(problem:find 'Expected', problem)

@@ -1,4 +1,4 @@
---- Kernels of one's own on the CPU: formulas, recorded functions, what is refused.
+--- Custom kernels on the CPU: formulas, recorded functions, refusals.
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
@@ -6,7 +6,7 @@ local scratch = require 'tests.support.scratch'
 
 require 'tests.support.kernels'(t.test, 'cpu')
 
-t.test('what is wrong is one sentence', function()
+t.test('errors are one sentence', function()
   for _, case in ipairs {
     { { 'y = x +', x = 'in', y = 'out' }, "an operand is missing at the end in 'y = x %+'" },
     { { 'y = foo(x)', x = 'in', y = 'out' }, 'there is no function foo: did you mean' },
@@ -80,7 +80,7 @@ t.test('the example runs', function()
   t.ok(r.code == 0 and seen >= 3, r.err)
 end)
 
-t.test('compiled kernels are kept on disk, and nothing is left where there is no compiler', function()
+t.test('compiled kernels are cached on disk, and nothing remains without a compiler', function()
   local folder = scratch.folder
   local script = scratch.write('k.lua', [[
     local k = require 'cr'.kernel { 'y = x + 41.5', x = 'in', y = 'out' }

@@ -1,10 +1,10 @@
---- The check of floors (tests/layers.lua): one violation of each kind is planted in a small tree and must be
---- refused with its file and line; the same tree without it, and our own, must pass.
+--- The layer checker (tests/layers.lua): one violation of each kind is placed in a small tree and must be reported
+--- with its file and line; the tree without it, and our own, must pass.
 
 local scratch = require 'tests.support.scratch'
 local t = require 'tests.support.tap'
 
--- A tree with a file on most floors, each using one below it.
+-- A tree with a file on most floors, each using a lower one.
 local HOUSE = {
   ['core/crescent.h'] = '',
   ['core/base/internal.h'] = '#include "crescent.h"\n',
@@ -31,7 +31,7 @@ local HOUSE = {
   ['tests/x_test.lua'] = "return require 'tests.support.tap', require 'cr'.C.cr_copy\n",
 }
 
--- The check of a tree with `changes` made to HOUSE: whether it passed, and what it printed.
+-- Checks a tree with `changes` made to HOUSE; returns whether it passed, and the output.
 local count = 0
 local function check(changes, build)
   count = count + 1
@@ -60,13 +60,13 @@ local function refused(what, place, changes, words, build)
   end)
 end
 
-t.test('a tree that keeps to its floors passes', function()
+t.test('a tree without violations passes', function()
   local passed, text = check {}
   t.ok(passed, text)
   t.equal(text, '')
 end)
 
-t.test('our own tree keeps to its floors, its objects too', function()
+t.test('our own tree passes, including its objects', function()
   local build = (os.getenv 'PROGRAM' or os.getenv 'CRESCENT' or 'build/crescent'):match '^(.*)/'
   if require 'lfs'.attributes(build .. '/core', 'mode') ~= 'directory' then build = '' end -- an installed program
   local handle = io.popen(('luajit tests/layers.lua . %s 2>&1'):format(build))
@@ -172,7 +172,7 @@ refused('a circle in C', 'core/base/tensor.c:2', {
 
 local COMPILE = "cd 'ROOT' && for f in core/*/*.c; do mkdir -p build/${f%/*} && " ..
   '${CC:-gcc} -Icore -c $f -o build/${f%.c}.o || exit 1; done'
-t.test('objects that keep to their floors pass', function()
+t.test('objects without violations pass', function()
   local passed, text = check({}, COMPILE)
   t.ok(passed, text)
 end)

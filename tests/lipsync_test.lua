@@ -1,5 +1,4 @@
---- `crescent lipsync` from outside: order and number of frames, what it leaves untouched, options,
---- reports, and what it says to bad input.
+--- `crescent lipsync` as a command: order and number of frames, what stays untouched, options, reports, and errors.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -45,12 +44,12 @@ clip.needs_whisper(t, 'lipsync')
 
 prepare()
 
-t.test('a sound longer than the video: played forward, backward, forward', function()
+t.test('a sound longer than the video: the video plays forward, backward, forward', function()
   local long = write_voice('long.wav', 1.2)
   local r = lipsync { '--audio', long, '--mask', white }
   t.equal(r.code, 0, r.err)
   local out = frames_of 'out.mkv'
-  -- 1.2 s are 60 positions, so 32 frames.
+  -- 1.2 s give 60 encoder positions, so 32 frames.
   t.equal(#out, 32, 'frames')
   for i, frame in ipairs(out) do
     local turn, within = math.floor((i - 1) / FRAMES), (i - 1) % FRAMES
@@ -59,7 +58,7 @@ t.test('a sound longer than the video: played forward, backward, forward', funct
   end
 end)
 
-t.test('a shorter sound cuts; --tail keep keeps the rest; --start and --duration', function()
+t.test('a shorter sound cuts the video; --tail keep keeps the rest; --start and --duration', function()
   local short = write_voice('short.wav', 0.2)
   t.equal(lipsync { '--audio', short }.code, 0)
   t.equal(#frames_of 'out.mkv', 7, 'frames of 0.2 s')
@@ -74,7 +73,7 @@ t.test('a shorter sound cuts; --tail keep keeps the rest; --start and --duration
   t.ok(same(out[1], smooth.image('frame5', HEIGHT, WIDTH)), 'begins with frame 5')
 end)
 
-t.test('only the regenerated area changes', function()
+t.test('only the regenerated region changes', function()
   t.equal(lipsync().code, 0)
   local out = frames_of 'out.mkv'
   local align = require 'models.latentsync.align'
@@ -84,7 +83,7 @@ t.test('only the regenerated area changes', function()
     local matrix = aligner:matrix(all[k + 1])
     local frame = smooth.image('frame' .. k, HEIGHT, WIDTH)
     local weight, area = align.region_weight(frame, matrix, align.mask(64))
-    -- Where the weight is nothing, the pixel is the decoded one.
+    -- Where the weight is 0, the pixel equals the decoded one.
     local p, q, w = out[k + 1]:pointer(), frame:pointer(), weight:contiguous():pointer()
     local changed, wrong = 0, 0
     for y = 0, HEIGHT - 1 do
@@ -104,11 +103,11 @@ t.test('only the regenerated area changes', function()
   end
 end)
 
-t.test('10 bits: what is not made anew has the same bits', function()
+t.test('10 bits: pixels outside of the region have the same bits', function()
   local input = path 'deep.mkv'
   local sink = media.writer(input, { deep = true, pix_fmt = 'yuv420p10le', codec = 'ffv1' })
   local noise = cr.generator(5, 'torch-cpu')
-  cr.scope(function() -- the usual pictures, and values between their levels
+  cr.scope(function() -- the usual images, with values between their levels
     for k = 0, 3 do
       local x = smooth.image('frame' .. k, HEIGHT, WIDTH):to 'f32' / 255
       sink:write((x + (cr.rand(HEIGHT, WIDTH, 3, { generator = noise }) - 0.5) / 255):clamp(0, 1))
@@ -161,7 +160,7 @@ t.test('frames without a face: keep, hold, error, none at all', function()
   t.ok(same(out[5], smooth.image('frame4', HEIGHT, WIDTH)), 'keep: untouched')
   t.ok(not same(out[7], smooth.image('frame6', HEIGHT, WIDTH)), 'the next one is made')
   local report = cjson.decode(io.open(path 'report.json'):read '*a')
-  -- The video is shown forward and back: the two frames are counted once, in the source.
+  -- The video is shown forward and backward, but its two frames without a face are counted once.
   t.equal(report.frames_without_face, 2, 'counted')
   t.equal(lipsync { '--points', gaps, '--no-face', 'hold' }.code, 0)
   t.ok(not same(frames_of 'out.mkv'[5], smooth.image('frame4', HEIGHT, WIDTH)), 'hold: made at the last place')
@@ -213,7 +212,7 @@ t.test('H.264 with sound: size, label, report, latents; the same seed gives the 
   t.ok(t.relative_error(a, cr.load(path 'b.safetensors').latents) > 0.1, 'another seed, other latents')
 end)
 
-t.test('progress: a line a second where stderr is no terminal', function()
+t.test('progress: one line per second if stderr is not a terminal', function()
   local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
     '--size', '64', '--steps', '1', '--points', points, '--lossless', '--length', 'reference' }
   local r = child.run(args)
@@ -229,7 +228,7 @@ t.test('progress: a line a second where stderr is no terminal', function()
   t.ok(r.lines <= r.seconds + 7, 'not more than a line a second, three about the job, and the last')
 end)
 
-t.test('sampling by name, by file and by the checkpoint; caches and guidance; report and latents name them', function()
+t.test('schedulers by name, file and checkpoint; caches and guidance; report and latents name them', function()
   local function sampled(name, more)
     local words = { '--report', path 'report.json', '--dump-latents', path(name) }
     for _, word in ipairs(more) do words[#words + 1] = word end
@@ -270,7 +269,7 @@ local function refused(name, extra, pattern, code)
   os.remove(path 'out.mkv')
   local r = lipsync(extra)
   t.equal(r.code, code or 1, name .. ': ' .. r.err)
-  local _, few = r.err:gsub('[^\n]* too few for this method[^\n]*\n', '') -- said before the work begins
+  local _, few = r.err:gsub('[^\n]* too few for this method[^\n]*\n', '') -- printed before the work begins
   t.equal(r.lines - few, 1, name .. ': lines on stderr: ' .. r.err)
   t.ok(r.err:find(pattern), name .. ': ' .. r.err)
   t.ok(not child.exists(path 'out.mkv'), name .. ': no output')
@@ -295,7 +294,7 @@ t.test('bad video and sound', function()
   sink:close()
   local bytes = read(mp4)
   refused('a truncated MP4', { '--video', child.file('truncated.mp4', bytes:sub(1, 300)) }, 'truncated%.mp4')
-  -- A picture file is a video of one frame to libav.
+  -- FFmpeg treats an image file as a video with one frame.
   media.write_picture(path 'dot.png', cr.zeros({ 1, 1, 3 }, { dtype = 'u8' }))
   refused('one pixel', { '--video', path 'dot.png', '--points', write_points('dots.json', 1, function() return true end) },
     'at 1x1')
@@ -329,14 +328,14 @@ t.test('bad checkpoints', function()
   refused('no VAE', { '--vae', path 'nowhere' }, 'nowhere is not a folder')
 end)
 
-t.test('as long as the sound, or two frames more', function()
+t.test('--length: as long as the sound, or two frames more', function()
   t.equal(lipsync { '--length', 'sound' }.code, 0)
   t.equal(#frames_of 'out.mkv', 15, '0.6 s')
   t.equal(lipsync { '--length', 'sound', '--audio', write_voice('odd.wav', 0.41) }.code, 0)
   t.equal(#frames_of 'out.mkv', 11, '0.41 s: a frame that has begun is there')
 end)
 
-t.test('numbers that are none end the run with a sentence: where, and from which tensor on', function()
+t.test('NaN ends the run with one sentence: the step, and the first bad tensor', function()
   local function spoilt(file, name, value)
     local folder = path 'spoilt'
     os.execute(("rm -rf '%s' && cp -r '%s' '%s'"):format(folder, checkpoint, folder))
@@ -405,7 +404,7 @@ t.test('bad options', function()
   end
 end)
 
-t.test('--upscale: frames become larger, or only the mouth is made of more pixels', function()
+t.test('--upscale: larger frames, or only a larger mouth', function()
   local network = require 'tests.support.checkpoint'.upscaler(path 'upscaler.safetensors')
   local plain = lipsync()
   t.equal(plain.code, 0, plain.err)
@@ -425,7 +424,7 @@ t.test('--upscale: frames become larger, or only the mouth is made of more pixel
     t.equal(#after, #before)
     local share = smooth.compare(after[1], before[1])
     t.ok(share > 0 and share < 0.5, ('%g of the frame differs'):format(share))
-    -- The face is 85 pixels wide in the frame: made at 128, it has nothing to gain.
+    -- The face is 85 pixels wide in the frame and generated at 128, so upscaling gains nothing.
     t.equal(lipsync { '--size', '128', '--duration', '0.08' }.code, 0)
     before = frames_of 'out.mkv'
     local told = lipsync { '--size', '128', '--duration', '0.08', '--upscale', 'mouth:' .. network, '--report', path 'told.json' }
@@ -437,11 +436,11 @@ t.test('--upscale: frames become larger, or only the mouth is made of more pixel
   t.ok(lipsync { '--upscale', 'mouth:x4plos' }.err:find "there is no network 'x4plos'")
 end)
 
-t.test('Ctrl-C while a window is made: it ends before the window, and nothing is left', function()
+t.test('Ctrl-C while a window is generated: the program ends before the window does, and nothing remains', function()
   os.remove(path 'out.mkv')
   local args = { 'lipsync', '--video', video, '--audio', voice, '--out', path 'out.mkv', '--checkpoint', checkpoint,
     '--size', '256', '--steps', '50', '--points', points, '--lossless', '--quiet' }
-  -- Nothing is printed, so the signal goes out a while after the start.
+  -- Nothing is printed, so the signal is sent some time after the start.
   local r = child.run(args, { after = '', signal = 'sigint', delay = 3 })
   t.equal(r.code, 130, r.err)
   t.ok(r.processor < 10, ('ended after %.2f s of the processor'):format(r.processor))

@@ -1,4 +1,4 @@
---- `crescent live` as a command: what goes in and comes out, and what is refused. With CR_SLOW=1 how well lips follow.
+--- `crescent live` as a command: inputs, outputs and refusals. With CR_SLOW=1 also how well the lips follow.
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
@@ -19,7 +19,7 @@ local function live(...)
     '--device', 'cpu', '--silence', 'model', '--every', '12', '--frames-per-window', '2', ... }
 end
 
-t.test('a file is spoken at its own pace, into a file that grows, with a report', function()
+t.test('a file is played in real time, into a growing file, with a report', function()
   local r = live('--audio', voice, '--out', clip.path 'out.mp4', '--report', clip.path 'report.json')
   if not t.equal(r.code, 0, r.err) then return end
   t.ok(r.err:find 'frames shown' and r.err:find 'latency   median', r.err)
@@ -33,7 +33,7 @@ t.test('a file is spoken at its own pace, into a file that grows, with a report'
   t.ok(loudest > 0.15, 'the voice is in it')
 end)
 
-t.test('what is wrong has one sentence, and nothing is written', function()
+t.test('errors are one sentence, and nothing is written', function()
   local out = clip.path 'none.mp4'
   for _, case in ipairs {
     { { '--audio', clip.path 'nobody.wav', '--out', out }, 'nobody.wav is neither a file nor a URL' },
@@ -53,7 +53,7 @@ t.test('what is wrong has one sentence, and nothing is written', function()
 end)
 
 if os.getenv 'CR_SLOW' then
-  t.test('lips follow a sound that is heard while it comes as they follow one that is there', function()
+  t.test('lips follow a streamed sound as well as a complete one', function()
     local r = child.run { cr.root .. '/tests/bench/live_quality.lua', '--windows', '8', '--ahead', '100', '--seconds', '3', '--audio',
       cr.root .. '/models/mini/demo.flac', '--out', child.folder }
     if not t.equal(r.code, 0, r.err) then return end

@@ -1,4 +1,4 @@
---- The page of live sessions in Chromium: it begins, says what is typed, listens, and stops.
+--- The page of live sessions in Chromium: it starts, speaks typed text, listens, and stops.
 
 local t = require 'tests.support.tap'
 local browser = require 'tests.support.browser'
@@ -18,7 +18,7 @@ local function voice()
   end
 end
 
-t.test('the face appears, says what is typed and what is heard, and stops', function()
+t.test('the face appears, speaks typed text and microphone input, and stops', function()
   if not browser.program() then t.skip 'Chromium is not installed' end
   local speaker = voice()
   if not speaker then t.skip 'neither espeak-ng nor flite is installed' end
@@ -34,7 +34,7 @@ t.test('the face appears, says what is typed and what is heard, and stops', func
     page:click '#speak'
     page:wait "/[1-9][0-9]* speaking/.test(document.querySelector('#figures').innerText)"
     page:wait "/Sound in to frame out/.test(document.querySelector('#figures').innerText)"
-    page:click '#mic' -- Chromium's own beeps
+    page:click '#mic' -- Chromium's fake microphone beeps
     page:wait "document.querySelector('#mic').getAttribute('aria-pressed') === 'true'"
     page:click '#stop'
     page:wait "document.querySelector('#mic').getAttribute('aria-pressed') === 'false'"

@@ -1,4 +1,4 @@
---- Live sessions of `crescent serve` over a WebSocket, as a program that uses them sees them (scripts/README.md, "Live").
+--- Live sessions of `crescent serve` over a WebSocket, from a client's view (scripts/README.md, "Live").
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
@@ -13,12 +13,12 @@ local service = require 'tests.support.service'
 
 clip.needs_whisper(t, 'live sessions')
 
--- What makes a session cheap: a fifth of a second of clip, one step, two mouths of twelve frames each.
+-- Settings of a cheap session: a fifth of a second of clip, one step, two mouths per window of twelve frames.
 local CHEAP = { duration = 0.2, steps = 1, every = 12, frames_per_window = 2, silence = 'model' }
 
 local server
 
--- A client whose WebSocket is open; `messages` gathers what comes: tables, and videos as texts.
+-- A client with an open WebSocket; `messages` collects what arrives: tables, and videos as strings.
 local function connect()
   local socket = http.connect(server)
   socket:send((http.UPGRADE:gsub('^GET / ', 'GET /v1/live '):gsub('Host: x', 'Host: 127.0.0.1:' .. server.port)))
@@ -28,7 +28,8 @@ end
 
 local function say(socket, message) socket.tcp:write(http.frame(1, cjson.encode(message))) end
 
--- The next message that `wanted` takes: its kind of frame and what is in it. All video that comes is added to `video`.
+-- The next message for which `wanted` returns true: its kind of frame and content. Video that arrives is appended to
+-- `video`.
 local function await(socket, video, wanted)
   while true do
     local kind, data = socket:frame()
@@ -52,7 +53,7 @@ local function hum(seconds, rate)
   return table.concat(bytes)
 end
 
-t.test('sound goes in, video comes out, and the end is told', function()
+t.test('sound goes in, video comes out, and the end is announced', function()
   server = service.start { '--idle', service.video }
   cr.run(function()
     local socket, video = connect(), {}
@@ -80,7 +81,7 @@ t.test('sound goes in, video comes out, and the end is told', function()
   end)
 end)
 
-t.test('a flush is answered, and what waited is gone', function()
+t.test('a flush is answered, and waiting sound is dropped', function()
   cr.run(function()
     local socket = connect()
     start(socket)
@@ -99,7 +100,7 @@ t.test('a flush is answered, and what waited is gone', function()
   end)
 end)
 
-t.test('what is wrong has a sentence and a code, and the session is free again', function()
+t.test('errors have a sentence and a code, and the session is free again', function()
   cr.run(function()
     for _, case in ipairs {
       { function(socket) socket.tcp:write(http.frame(2, 'xx')) end, 'sound arrived before the message start' },
@@ -146,7 +147,7 @@ t.test('a clip without a face ends the session with a sentence', function()
   end)
 end)
 
-t.test('who comes while all sessions are taken is told; who goes away frees one; numbers are told', function()
+t.test('a client is refused while all sessions are in use; a disconnection frees one; metrics are reported', function()
   cr.run(function()
     local first = connect()
     start(first)
@@ -167,7 +168,7 @@ t.test('who comes while all sessions are taken is told; who goes away frees one;
   end)
 end)
 
-t.test('texts are spoken where the server has a voice', function()
+t.test('texts are spoken if the server has a text-to-speech program', function()
   local voice
   for folder in (os.getenv 'PATH' or ''):gmatch '[^:]+' do
     for _, name in ipairs { 'espeak-ng', 'flite' } do

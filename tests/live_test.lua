@@ -1,5 +1,6 @@
---- The engine of a live session (models/latentsync/live): which frame has which sound and which mouth, whatever comes in and
---- however long a window takes. Whisper and the networks are stand-ins; a mouth is the number of the frame that it heard.
+--- The engine of a live session (models/latentsync/live): which frame has which sound and which mouth, whatever
+--- arrives and however long a window takes. Whisper and the networks are replaced; a mouth is the number of the frame
+--- for which it was generated.
 
 local t = require 'tests.support.tap'
 local clock = require 'cr.clock'
@@ -14,7 +15,7 @@ local whisper = {
   encode = function(_, mel) return cr.zeros(mel:size(1) / 2, 1, 4) end,
 }
 
--- A clip of which frame k is the number k; a picture tells its mouth.
+-- A clip whose frame k is the number k; an image encodes its mouth.
 local idle = {
   index = function(_, k) return k % 10 + 1 end,
   picture = function(_, number, face, share)
@@ -22,7 +23,7 @@ local idle = {
   end,
 }
 
--- Makes windows in so many seconds a step; calls of it, and what they were asked.
+-- A maker that needs a given time per step; records its calls and their arguments.
 local function maker_of(step)
   local self = { steps = 4, calls = {} }
   function self.make(_, numbers, _, heard, steps, stopped, run_in)
@@ -40,15 +41,15 @@ local function maker_of(step)
   return self
 end
 
--- Sound whose frame i, from 0, is i + 1 throughout, in thousandths.
+-- Sound whose frame i (from 0) is i + 1 throughout, in thousandths.
 local function counted(frames, from)
   local x = cr.empty { frames * PER_FRAME, 1 }
   for i = 0, frames - 1 do x:narrow(1, i * PER_FRAME + 1, PER_FRAME):fill_((i + 1 + (from or 0)) / 1000) end
   return x
 end
 
--- Runs a session: feed(engine) in a task beside it. Returns the frames {picture, sound (the number in it), even (all of it is
--- that number)}, and the engine.
+-- Runs a session; feed(engine) runs in a concurrent task. Returns the frames {picture, sound (the number in it), even
+-- (whether all samples are that number)}, and the engine.
 local function run(o, feed, write)
   local shown = {}
   local settings = { channels = 1, silence = 'model', every = 1, run_in = 0, frames_per_window = 4, least_steps = 1, margin = 0, queue = 60,
@@ -74,7 +75,7 @@ local function run(o, feed, write)
   return shown, engine, maker
 end
 
--- The numbers of the sounds that are not silent, and whether they follow one another without a gap.
+-- The numbers of the sounds that are not silent, and whether they are consecutive.
 local function sounds(shown)
   local list, whole, before = {}, true, nil
   for k, frame in ipairs(shown) do
@@ -87,7 +88,7 @@ local function sounds(shown)
   return list, whole
 end
 
--- Every mouth that is not held, nor fading, belongs to the sound of its frame. Returns how many there are.
+-- Checks that every mouth that is neither held nor fading belongs to the sound of its frame. Returns their number.
 local function check_mouths(shown)
   local fitting = 0
   for _, frame in ipairs(shown) do
@@ -101,7 +102,7 @@ local function count_up(list, n, from)
   for i, number in ipairs(list) do t.equal(number, i + (from or 0), 'their order') end
 end
 
-t.test('a burst is shown in its own pace, each frame with its sound and the mouth made for it', function()
+t.test('a burst is played in real time, each frame with its sound and mouth', function()
   local began = clock()
   local shown, engine = run({}, function(live)
     local x = counted(22)
@@ -132,7 +133,7 @@ t.test('speech begins and ends by a crossfade', function()
   end
 end)
 
-t.test('sound in small pieces of a changing rate, with its end untold, is shown whole', function()
+t.test('sound in small pieces with varying rates, without an announced end, is shown completely', function()
   local shown, engine = run({}, function(live)
     for i = 0, 15 do
       local rate = i < 8 and 16000 or 32000
@@ -151,7 +152,7 @@ t.test('sound in small pieces of a changing rate, with its end untold, is shown 
   t.equal(engine.metrics.values.torn, 0)
 end)
 
-t.test('after a pause another speech begins with frames of its own', function()
+t.test('after a pause another utterance begins, with its own frames', function()
   local shown, engine, maker = run({}, function(live)
     for part = 0, 1 do
       local x = counted(6, 100 * part)
@@ -166,12 +167,12 @@ t.test('after a pause another speech begins with frames of its own', function()
     t.equal(list[i], i)
     t.equal(list[6 + i], 100 + i)
   end
-  local begins = 0 -- one more is made before anything is shown
+  local begins = 0 -- one more is generated during the warm-up
   for _, call in ipairs(maker.calls) do begins = begins + (call.heard[1] == 0 and 1 or 0) end
   t.ok(begins == 3 or engine.metrics.values.skipped > 0, 'of each the first frame is frame 0')
 end)
 
-t.test('a flush drops what waits at once, and speech may begin again', function()
+t.test('a flush drops waiting sound at once, and speech may begin again', function()
   local at, first
   local shown, engine = run({ step = 0.005 }, function(live)
     local x = counted(100)
@@ -198,7 +199,7 @@ t.test('a flush drops what waits at once, and speech may begin again', function(
   t.ok(engine.metrics.times.flush.n == 1 and first ~= nil)
 end)
 
-t.test('a device that is too slow makes fewer steps, then holds mouths; the sound goes on', function()
+t.test('a slow device uses fewer steps, then holds mouths; the sound continues', function()
   local shown, engine, maker = run({ step = 0.06 }, function(live) -- 4 steps: 0.24 s for 0.16 s
     local x = counted(60)
     live:hear(x, { rate = RATE })
@@ -210,7 +211,7 @@ t.test('a device that is too slow makes fewer steps, then holds mouths; the soun
   local fewer = 0
   for i = 2, #maker.calls do fewer = fewer + (maker.calls[i].steps < 4 and 1 or 0) end
   t.ok(fewer > 0 and engine.metrics.values.short > 0, 'fewer steps')
-  shown, engine = run({ step = 0.3 }, function(live) -- even a step takes longer than its window is shown
+  shown, engine = run({ step = 0.3 }, function(live) -- even one step takes longer than its window is shown
     local x = counted(40)
     live:hear(x, { rate = RATE })
     x:free()
@@ -224,7 +225,7 @@ t.test('a device that is too slow makes fewer steps, then holds mouths; the soun
 end)
 
 t.test('two cards take windows in turn', function()
-  local shown, engine, maker = run({ step = 0.06, makers = 2 }, function(live) -- 0.24 s a window, of which two are made at once
+  local shown, engine, maker = run({ step = 0.06, makers = 2 }, function(live) -- 0.24 s per window, two at the same time
     local x = counted(40)
     live:hear(x, { rate = RATE })
     x:free()
@@ -239,7 +240,7 @@ t.test('two cards take windows in turn', function()
   t.equal(engine.pace:fitting(), 4, 'there is time for all of them')
 end)
 
-t.test('frames may share a mouth', function()
+t.test('frames can share a mouth', function()
   local shown, _, maker = run({ settings = { every = 3, frames_per_window = 2 } }, function(live)
     local x = counted(12)
     live:hear(x, { rate = RATE })
@@ -280,7 +281,7 @@ t.test('what waits is bounded, and room is waited for', function()
   end)
 end)
 
-t.test('whoever takes the frames may fail: all ends with that sentence, and nothing is left', function()
+t.test('an error of the output ends the session with its message, and nothing remains', function()
   t.raises(function()
     run({}, function(live)
       local x = counted(50)
@@ -291,9 +292,9 @@ t.test('whoever takes the frames may fail: all ends with that sentence, and noth
   end, 'the reader is gone')
 end)
 
--- ---- where somebody speaks -----------------------------------------------------------------------
+-- ---- speech detection -----------------------------------------------------------------------
 
-t.test('silence keeps the idle mouth, and speech is heard ahead', function()
+t.test('silence keeps the idle mouth, and speech is detected ahead', function()
   local vad = require 'models.networks.vad'
   local net = vad.load(t.fetched 'vad/silero_vad_16k.safetensors')
   cr.run(function()

@@ -240,7 +240,7 @@ settled('a task that was woken and has not run since is cancelled too', function
     after = true
   end)
   cr.yield()
-  t.equal(channel:get(), 1) -- wakes the one who puts
+  t.equal(channel:get(), 1) -- wakes the waiting sender
   task:cancel 'enough'
   t.raises(function() cr.await(task) end, '^enough$')
   t.ok(not after, 'it went on')
@@ -276,7 +276,7 @@ settled('waiting for nothing is an error that says where', function()
     cr.run(function() cr.channel(1):get() end)
   end, 'deadlock: .*loop_test.lua:%d+ %(channel get%)')
   t.raises(function() cr.channel(1):get() end, 'deadlock: .*the main program')
-  -- The failure that left the others waiting is the better message.
+  -- The error that left the others waiting is the better message.
   t.raises(function()
     local channel = cr.channel(1)
     cr.go(function() error 'the cause' end)
@@ -337,7 +337,7 @@ settled('await refuses what cannot be awaited', function()
   t.raises(function() cr.await(3e15) end, 'await: there is no job 3e%+15')
 end)
 
--- The core's side of jobs, as media uses it; usleep stands for work that takes its time.
+-- The core's side of jobs, as media uses it; usleep stands for slow work.
 ffi.cdef [[
 int64_t cr__job_new(void);
 void cr__job_finish(int64_t job, int32_t status, const char *message);

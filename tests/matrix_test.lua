@@ -23,7 +23,7 @@ end
 
 local function tensor(flat, ...) return cr.tensor(flat, { dtype = 'f64' }):view(...) end
 
--- Rounding of storage: a half type's relative error, else float32's.
+-- Rounding of storage: a half type's relative error, else that of float32.
 local tolerance = { f32 = 5e-7, f16 = 6e-4, bf16 = 5e-3, f64 = 1e-14 }
 
 for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
@@ -87,7 +87,7 @@ t.test('matmul over leading dimensions', function()
     local swapped = randn { 2, 3, 5, 7 }:to(dtype):transpose(1, 2)
     local b = randn { 3, 2, 7, 4 }:to(dtype)
     t.near(swapped:matmul(b), by_pairs(swapped, b), tol, dtype .. ' leading dimensions swapped')
-    local heads = randn { 3, 5, 2, 7 }:to(dtype):permute(1, 3, 2, 4) -- as attention sees [B T h d]
+    local heads = randn { 3, 5, 2, 7 }:to(dtype):permute(1, 3, 2, 4) -- as in attention [B T h d]
     t.near(heads:matmul(b), by_pairs(heads, b), tol, dtype .. ' heads behind tokens')
   end
 end)
@@ -97,7 +97,7 @@ t.test('matmul with empty sizes', function()
   t.near(cr.empty(2, 0):matmul(cr.empty(0, 3)), cr.zeros(2, 3, { dtype = 'f64' }), 0)
 end)
 
-t.test('matmul says what is wrong', function()
+t.test('matmul reports wrong arguments', function()
   local a = cr.ones(2, 3)
   t.raises(function() a:matmul(a) end, 'matmul: inner sizes differ: %[2 3%] x %[2 3%]')
   t.raises(function() cr.ones(3):matmul(a) end, 'matmul: inner sizes differ: %[1 3%] x %[2 3%]') -- a vector is a row
@@ -109,7 +109,7 @@ t.test('matmul says what is wrong', function()
   t.raises(function() a:matmul(freed) end, 'matmul: the tensor has been freed')
 end)
 
--- Own erf, by its series and its continued fraction, in float64.
+-- Our own erf in float64, by its series and its continued fraction.
 local function erf(x)
   local a = math.abs(x)
   if a < 2.5 then
@@ -152,7 +152,7 @@ end
 
 for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
   t.test('linear ' .. dtype .. ' with bias, activations and residual', function()
-    -- GELU's tail is the difference of nearly equal numbers, in oneDNN and in the reference here.
+    -- GELU's tail is the difference of nearly equal numbers, both in oneDNN and in the reference.
     local tol = math.max(tolerance[dtype], dtype == 'f64' and 1e-12 or 3e-6)
     for _, s in ipairs { { 9, 1, 7 }, { 1, 32, 24 }, { 37, 19, 45 } } do
       local m, k, n = s[1], s[2], s[3]
@@ -187,7 +187,7 @@ t.test('linear of more dimensions, views and mixed dtypes', function()
   t.near(nn.linear(w, randn { 12 }:copy_(x:view(30, 12):select(1, 1))), expected:view(30, 10):select(1, 1), 5e-7, '1-D')
 end)
 
--- The same numbers in views of all kinds, among nans.
+-- The same numbers in views of all kinds, surrounded by NaN.
 local function layouts(x)
   local n, shape = x:dim(), x.shape
   local function empty(sizes) return cr.full(sizes, 0 / 0, { dtype = x.dtype }) end
@@ -203,9 +203,9 @@ local function layouts(x)
   }
 end
 
--- oneDNN adds the residual in one of two ways, by kernels that differ with sizes and steps; conv2d's were
--- wrong in some forms.
-t.test('linear with a residual: sizes, layouts, dtypes and places at random', function()
+-- oneDNN adds the residual in one of two ways, with kernels that depend on sizes and strides; some of conv2d's were
+-- wrong.
+t.test('linear with a residual: random sizes, layouts, dtypes and alignments', function()
   local sizes, names = { 1, 2, 3, 5, 8, 13, 16, 17, 31, 32, 33, 48, 64, 65 }, { 'dense', 'wide', 'turned', 'gaps', 'shifted' }
   local act_names, dtypes = { 'none', 'silu', 'gelu', 'relu', 'relu6' }, { 'f32', 'f32', 'f16', 'bf16', 'f64' }
   local function pick(list) return list[math.random(#list)] end
@@ -234,14 +234,14 @@ t.test('linear with a residual: sizes, layouts, dtypes and places at random', fu
   end
 end)
 
-t.test('linear sees a weight that was changed in place', function()
+t.test('linear uses a weight that was changed in place', function()
   local w, x = { weight = randn { 16, 16 } }, randn { 4, 16 }
   t.near(nn.linear(w, x), linear_reference(w, x), 5e-7)
   w.weight:fill_(0.5)
   t.near(nn.linear(w, x), linear_reference(w, x), 1e-6)
 end)
 
-t.test('linear says what is wrong', function()
+t.test('linear reports wrong arguments', function()
   local w = { weight = cr.ones(4, 3), bias = cr.ones(4) }
   t.raises(function() nn.linear(w, cr.ones(2, 5)) end, 'linear: inner sizes differ: %[2 5%] x weight %[4 3%]')
   t.raises(function() nn.linear({ weight = w.weight, bias = cr.ones(3) }, cr.ones(2, 3)) end,
@@ -323,9 +323,9 @@ t.test('an interruption stops the operations', function()
   t.near(a:matmul(a), { { 2, 2 }, { 2, 2 } }, 0)
 end)
 
-t.test('a machine without oneDNN is told so', function()
+t.test('a missing oneDNN is reported', function()
   local child = require 'tests.support.child'
-  child.file('libdnnl.so.2', '') -- found first, and no library
+  child.file('libdnnl.so.2', '') -- is found first, and is not a library
   local r = child.run({ '-e', 'cr.ones(2, 3):matmul(cr.ones(3, 2))' }, { env = { LD_LIBRARY_PATH = child.folder } })
   child.clean()
   t.equal(r.code, 1)

@@ -1,5 +1,5 @@
---- Media as other people's programs make it: photos and films that say how to be turned, headers that are not quite
---- right, sound that begins late, deep colours; and writers that are forgotten.
+--- Media files from real programs: images and videos with rotation, slightly wrong headers, late sound, deep colours;
+--- and writers that are not closed.
 
 local lfs = require 'lfs'
 local t = require 'tests.support.tap'
@@ -31,7 +31,7 @@ local function gray(h, w) return cr.zeros(h, w, 3, { dtype = 'u8' }) end
 -- What the child wrote to stderr, of a script in the folder of the inputs.
 local function script(code) return child.run({ '-e', code }, { cwd = inputs.folder }) end
 
--- ---- pictures that are turned ----------------------------------------------------------------
+-- ---- rotated images ----------------------------------------------------------------
 
 t.test('a photo is upright by its EXIF orientation', function()
   make('photo.jpg', PICTURES .. ' -frames:v 1 -update 1')
@@ -51,7 +51,7 @@ t.test('a photo is upright by its EXIF orientation', function()
   end
 end)
 
-t.test('H.264 whose pictures say how to be turned', function()
+t.test('H.264 with rotation in its pictures', function()
   make('film.mp4', PICTURES .. ' -c:v libx264 -pix_fmt yuv420p')
   make('sei.mp4', '-i film.mp4 -c copy -bsf:v h264_metadata=display_orientation=insert:rotate=90')
   make('turned.mp4', '-i film.mp4 -c copy -metadata:s:v:0 rotate=90')
@@ -67,7 +67,7 @@ t.test('H.264 whose pictures say how to be turned', function()
   expected:free()
 end)
 
-t.test('the first frame tells the size, not the headers of the video that it is like', function()
+t.test('a writer `like` a video takes the size of the first frame, not of the headers', function()
   make('film.mp4', PICTURES .. ' -c:v libx264 -pix_fmt yuv420p')
   local writer = media.writer(path 'other.mp4', { like = path 'film.mp4' })
   local x, y = gray(32, 80), gray(48, 64)
@@ -89,7 +89,7 @@ local function write_wav(name, claimed)
   return inputs.write_file(name, scratch.wav(samples):sub(1, 40) .. scratch.le(claimed, 4) .. samples)
 end
 
-t.test('a WAV whose length is a guess or slightly wrong is read', function()
+t.test('a WAV whose length is unknown or slightly wrong is read', function()
   for _, claimed in ipairs { 0, 1900000000, 2000000000, 0x7ffff000, 0x7fffffff, 0xffffffff, 32002, 63998 } do
     local name = ('wav_%.0f.wav'):format(claimed)
     local result = script(("print((media.load_audio '%s'):size(1)) media.probe '%s'"):format(
@@ -106,7 +106,7 @@ t.test('a WAV whose length is a guess or slightly wrong is read', function()
   end
 end)
 
-t.test('a file that becomes shorter while it is read is an error', function()
+t.test('a file that is truncated while it is read is an error', function()
   local samples = ('\1\2\3\4'):rep(400000)
   local name = inputs.write_file('shrinks.wav', scratch.wav(samples))
   local reader = media.audio(name)
@@ -123,7 +123,7 @@ t.test('a file that becomes shorter while it is read is an error', function()
   reader:close()
 end)
 
-t.test('what cameras append to an MP4 is no part of it; an index beyond the end is an error', function()
+t.test('data that cameras append to an MP4 are ignored; an index beyond the end is an error', function()
   make('film.mp4', PICTURES .. ' -f lavfi -i sine=d=2 -c:v libx264 -pix_fmt yuv420p -c:a aac')
   make('front.mp4', '-i film.mp4 -c copy -movflags +faststart')
   for _, name in ipairs { 'film.mp4', 'front.mp4' } do
@@ -139,14 +139,14 @@ t.test('what cameras append to an MP4 is no part of it; an index beyond the end 
   end
   local bytes = inputs.read_file 'front.mp4'
   local at = bytes:find('mdat', 1, true)
-  -- The data box claims to end with the file, so that only the index can tell.
+  -- The data box claims to end with the file, so only the index can tell.
   local cut = bytes:sub(1, #bytes - 5000)
   inputs.write_file('cut.mp4', cut:sub(1, at - 5) .. string.char(0, 0, math.floor((#cut - at + 5) / 256), (#cut - at + 5) % 256)
     .. cut:sub(at))
   t.raises(function() media.reader(path 'cut.mp4') end, 'cut%.mp4: the file is truncated: its index goes on to byte %d+, %d+ are there')
 end)
 
-t.test('pipes and devices are refused with what to do', function()
+t.test('pipes and devices are refused with advice', function()
   local sentence = ': a pipe or device cannot be read twice: save it to a file first$'
   os.execute(("mkfifo '%s'"):format(path 'fifo'))
   for _, name in ipairs { '-', path 'fifo', '/dev/zero' } do
@@ -156,7 +156,7 @@ t.test('pipes and devices are refused with what to do', function()
   end
 end)
 
-t.test('names are names', function()
+t.test('file names are never interpreted', function()
   local x, y = gray(4, 6), gray(4, 8)
   media.write_picture(path 'p%d.png', x)
   media.write_picture(path 'p1.png', y)
@@ -181,7 +181,7 @@ end)
 
 -- ---- the time of sound -----------------------------------------------------------------------
 
---- Seconds at which a sound begins to be heard, for the first and the last time.
+--- Seconds at which a sound begins to be audible, first and last.
 local function heard(name, options)
   local x, rate = media.load_audio(path(name), options)
   local p, channels = x:pointer(), x:dim() == 2 and x:size(2) or 1
@@ -194,7 +194,7 @@ local function heard(name, options)
   return first / rate, last / rate, length
 end
 
-t.test('a track that begins late has silence before it, in what is heard and in what is written', function()
+t.test('a track that begins late is preceded by silence, when read and when written', function()
   for _, case in ipairs { { 'late.mkv', 'libopus' }, { 'late.mp4', 'aac' }, { 'late.mov', 'pcm_s16le' } } do
     make(case[1], PICTURES .. ' -itsoffset 0.4 -f lavfi -i sine=f=700:d=1.2:r=48000 -map 0:v -map 1:a -pix_fmt yuv420p -c:v libx264 -c:a '
       .. case[2])
@@ -211,8 +211,8 @@ t.test('a track that begins late has silence before it, in what is heard and in 
   end
 end)
 
-t.test('a hole is silence, and what comes after it stays in its place', function()
-  -- 0.2 s of a tone at 0.2 s and at 2 s; what lies between 0.5 and 1.3 s was never recorded.
+t.test('a gap is silence, and later sound keeps its time', function()
+  -- 0.2 s of a tone at 0.2 s and at 2 s; between 0.5 and 1.3 s nothing was recorded.
   for _, codec in ipairs { 'pcm_s16le', 'libopus', 'flac' } do
     make('hole.mkv', '-f lavfi -i "aevalsrc=0.5*sin(4400*t)*(between(t\\,0.2\\,0.4)+between(t\\,2\\,2.2)):d=3:s=48000" ' ..
       '-af "aselect=not(between(t\\,0.5\\,1.3))" -c:a ' .. codec)
@@ -221,7 +221,7 @@ t.test('a hole is silence, and what comes after it stays in its place', function
     t.near(last, 2.2, 0.03, codec)
     t.near(length, 3, 0.03, codec)
   end
-  -- Transport streams one after the other have clocks of their own, and no hole between them.
+  -- Concatenated transport streams have their own clocks, and no gap between them.
   make('a.ts', '-f lavfi -i sine=d=1 -c:a mp2')
   local bytes = inputs.read_file 'a.ts'
   inputs.write_file('joined.ts', bytes .. bytes)
@@ -231,7 +231,7 @@ end)
 
 -- ---- deep colours ----------------------------------------------------------------------------
 
-t.test('10 bits in, 10 bits out, with the display that they were made for', function()
+t.test("10 bits in, 10 bits out, with the mastering display's metadata", function()
   make('hdr.mp4', PICTURES .. ' -pix_fmt yuv420p10le -c:v libx265 -tag:v hvc1 -x265-params "log-level=none:colorprim=bt2020:' ..
     'transfer=smpte2084:colormatrix=bt2020nc:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)' ..
     'L(10000000,50):max-cll=900,300"')
@@ -278,7 +278,7 @@ end)
 
 -- ---- writers ---------------------------------------------------------------------------------
 
-t.test('containers that cannot hold what is written are refused by name, before the work', function()
+t.test('containers that do not support the streams are refused by name, before the work', function()
   for _, ending in ipairs { 'mpg', 'vob', 'ogv', 'gif', 'mp3', 'wav', 'mka', 'y4m', 'apng', 'mxf' } do
     t.raises(function() media.writer(path('x.' .. ending), { width = 16, height = 16 }) end,
       'x%.' .. ending .. ': a %w+ file cannot hold video and sound of this kind: use %.mp4, %.mov, %.mkv or %.webm$')
@@ -292,7 +292,7 @@ t.test('an output that is its own input is refused', function()
   t.raises(function() media.writer(path 'film.mp4', { audio = path 'film.mp4' }) end, 'film%.mp4 is the file of the sound')
 end)
 
-t.test('a film whose writer is never closed is finished, and a line says so', function()
+t.test('a file whose writer is never closed is finished, with a message', function()
   local write = [[
     local writer = media.writer 'forgotten.mp4'
     for _ = 1, 30 do writer:write(cr.zeros(16, 16, 3, { dtype = 'u8' })) end

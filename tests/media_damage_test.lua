@@ -1,4 +1,4 @@
---- Files that are damaged or cut: what is an error, what is a line, and what is nothing at all.
+--- Damaged and truncated files: what is an error, what is a warning, and what is ignored.
 
 local t = require 'tests.support.tap'
 local media = require 'cr.media'
@@ -28,7 +28,7 @@ local function film(name)
     name:find 'jpeg' and 'yuvj420p' or 'yuv420p', CODECS[name]))
 end
 
--- Reads all pictures in a process of its own: their number, or the sentence; lines on stderr.
+-- Reads all frames in a separate process: their number, or the error; lines on stderr.
 local function read(name, first)
   local result = child.run({ '-e', ([[
     local reader, count = media.reader '%s', 0
@@ -43,7 +43,7 @@ local function read(name, first)
   return tonumber(result.out), result.err, result.code
 end
 
--- The file with a stretch of its bytes turned over.
+-- The file with a range of its bytes inverted.
 local function damage(name, from, to, every)
   local bytes = inputs.read_file(name)
   local parts, at = {}, 1
@@ -74,7 +74,7 @@ for _, name in ipairs { 'h264.mp4', 'hevc.mp4', 'mpeg4.avi', 'mpeg2.ts', 'flv1.f
 end
 
 for _, name in ipairs { 'hash.mp4', 'ffv1.avi', 'vp9.webm', 'av1.mp4', 'vp8.mkv' } do
-  t.test('a few wrong bytes are an error where a checksum or the decoder tells them: ' .. name, function()
+  t.test('a few wrong bytes are an error if a checksum or the decoder detects them: ' .. name, function()
     film(name)
     local count, lines = read(name)
     t.equal(count, SECONDS * RATE, 'whole')
@@ -90,7 +90,7 @@ for _, name in ipairs { 'hash.mp4', 'ffv1.avi', 'vp9.webm', 'av1.mp4', 'vp8.mkv'
   end)
 end
 
-t.test("a part of a Matroska file with a wrong checksum: what lies beside it can be used, its sound is told", function()
+t.test("a Matroska block with a wrong checksum: the rest can be used, damaged sound is reported", function()
   film 'vp8.mkv'
   make('both.mkv', '-i vp8.mkv -f lavfi -i sine=f=700:d=3:r=44100 -c:v copy -c:a pcm_s16le -cluster_time_limit 1000')
   local bytes = inputs.read_file 'both.mkv'
@@ -117,7 +117,7 @@ t.test("a part of a Matroska file with a wrong checksum: what lies beside it can
   t.ok(result.err:find '^crescent: unfit.mkv: the checksum of its part from [%d.]+ s on is wrong: its sound may be damaged\n$', result.err)
 end)
 
-t.test('what follows a damaged key frame is damaged, too', function()
+t.test('frames after a damaged key frame are damaged, too', function()
   film 'h264.mkv'
   local bytes, key = inputs.read_file 'h264.mkv', nil
   local pipe = io.popen(('ffprobe -v error -select_streams v -show_entries packet=pos,size,flags -of csv=p=0 "%s"'):format(path 'h264.mkv'))
@@ -128,7 +128,7 @@ t.test('what follows a damaged key frame is damaged, too', function()
   pipe:close()
   local half = key[1] + math.floor(key[2] / 2)
   inputs.write_file('key.mkv', bytes:sub(1, half) .. ('\170\3\99'):rep(20) .. bytes:sub(half + 61))
-  make('key.mp4', '-i key.mkv -c copy') -- there no checksum tells
+  make('key.mp4', '-i key.mkv -c copy') -- this format has no checksum
   for _, first in ipairs { 25, 26, 40 } do
     local count, lines = read('key.mp4', first)
     t.equal(count, nil, 'from picture ' .. first)
@@ -137,7 +137,7 @@ t.test('what follows a damaged key frame is damaged, too', function()
   t.equal((read('key.mp4', 50)), 25, 'from the next key frame on')
 end)
 
-t.test('what lies after the damage can be used, what lies in it cannot', function()
+t.test('frames after the damage can be used, damaged ones cannot', function()
   film 'h264.mp4'
   local bad = damage('h264.mp4', 0.35, 0.4, 97)
   t.equal((read(bad, 60)), 15, 'from the next key frame on')
@@ -155,7 +155,7 @@ t.test('what lies after the damage can be used, what lies in it cannot', functio
   reader:close()
 end)
 
-t.test('a film that begins in the middle of a sequence is no damaged film', function()
+t.test('a video that begins in the middle of a sequence is not damaged', function()
   for name, least in pairs { ['h264.mp4'] = 50, ['hevc.mp4'] = 50, ['mpeg2.ts'] = 60, ['mpeg4.avi'] = 60, ['vp9.webm'] = 50,
     ['flv1.flv'] = 60 } do
     film(name)
@@ -167,7 +167,7 @@ t.test('a film that begins in the middle of a sequence is no damaged film', func
   end
 end)
 
--- Cuts a film off at each of some tenths: check(lines) of each.
+-- Truncates a video at several positions: check(lines) for each.
 local function cut_off(name, check)
   film(name)
   local bytes = inputs.read_file(name)
@@ -179,7 +179,7 @@ local function cut_off(name, check)
   end
 end
 
-t.test('a film that is cut off at its end goes on to there, and a line says so', function()
+t.test('a truncated video is read up to its end, with a message', function()
   for _, name in ipairs { 'mpeg4.avi', 'flv1.flv', 'jpeg.avi', 'vp9.webm', 'h264.mkv' } do
     cut_off(name, function(lines)
       t.ok(lines ~= '', name .. ': it is told')
@@ -189,10 +189,10 @@ t.test('a film that is cut off at its end goes on to there, and a line says so',
       t.equal(rest, '', name)
     end)
   end
-  for _, name in ipairs { 'h264.ts', 'mpeg2.ts' } do cut_off(name) end -- nothing tells their length
+  for _, name in ipairs { 'h264.ts', 'mpeg2.ts' } do cut_off(name) end -- these formats do not store their length
 end)
 
-t.test('a transport stream that lost packets: an error, or a line; one that was joined: nothing', function()
+t.test('a transport stream with lost packets gives an error or a message; a concatenated one nothing', function()
   film 'mpeg2.ts'
   local bytes = inputs.read_file 'mpeg2.ts'
   inputs.write_file('joined.ts', bytes .. bytes)
@@ -208,7 +208,7 @@ t.test('a transport stream that lost packets: an error, or a line; one that was 
   end
 end)
 
-t.test('damaged sound is told in one line, and stays in its place', function()
+t.test('damaged sound is reported in one line, and keeps its time', function()
   make('tone.mp2', '-f lavfi -i sine=f=700:d=3:r=44100 -c:a mp2')
   make('tone.mkv', '-i tone.mp2 -c copy')
   make('noise.mkv', "-i tone.mkv -c copy -bsf:a noise=amount='if(between(n\\,40\\,50)\\,1\\,0)'")
@@ -218,13 +218,13 @@ t.test('damaged sound is told in one line, and stays in its place', function()
   t.ok(result.err:find '^crescent: noise.mkv: its sound is damaged at 1%.[0-3]%d s: what cannot be decoded is silent\n$', result.err)
 end)
 
-t.test('sound whose checksum is wrong is told', function()
+t.test('sound with a wrong checksum is reported', function()
   make('tone.flac', '-f lavfi -i sine=f=700:d=3:r=44100 -c:a flac')
   local result = child.run({ '-e', ("media.load_audio '%s'"):format(damage('tone.flac', 0.5, 0.5, 1)) }, { cwd = inputs.folder })
   t.ok(result.err:find 'bad_tone.flac: its sound is damaged at [%d.]+ s', result.err)
 end)
 
-t.test('samples that are no numbers are told, and silent', function()
+t.test('NaN samples are reported, and silent', function()
   for _, format in ipairs { 'f32le', 'f64le' } do
     local name = format .. '.wav'
     make(name, '-f lavfi -i sine=f=700:d=1:r=16000 -ac 2 -c:a pcm_' .. format)
@@ -241,14 +241,14 @@ t.test('samples that are no numbers are told, and silent', function()
   end
 end)
 
-t.test('a photo whose description is broken is a photo', function()
+t.test('an image with broken metadata is read', function()
   make('photo.jpg', '-f lavfi -i testsrc2=size=128x96 -frames:v 1 -pix_fmt yuvj420p')
   local bytes = inputs.read_file 'photo.jpg'
   inputs.write_file('exif.jpg', bytes:sub(1, 2) .. '\255\225\0\20Exif\0\0MM\0\42\255\255\255\255\0\0' .. bytes:sub(3))
   t.equal(inputs.bytes(media.read_picture(path 'exif.jpg')), inputs.bytes(media.read_picture(path 'photo.jpg')))
 end)
 
-t.test('a photo that is cut off is an error', function()
+t.test('a truncated image is an error', function()
   for _, ending in ipairs { 'jpg', 'png', 'bmp', 'tiff' } do
     local name = 'whole.' .. ending
     make(name, '-f lavfi -i testsrc2=size=128x96 -frames:v 1 -pix_fmt ' .. (ending == 'jpg' and 'yuvj420p' or 'rgb24'))
@@ -261,7 +261,7 @@ t.test('a photo that is cut off is an error', function()
   end
 end)
 
-t.test("an allocation that fails inside FFmpeg is an error of what is read and written, whatever FFmpeg makes of it", function()
+t.test("a failing allocation inside FFmpeg is an error, whatever FFmpeg returns", function()
   film 'h264.mp4'
   local result = child.run({ '-e', [[
     local ffi = require 'ffi'
@@ -285,7 +285,7 @@ t.test("an allocation that fails inside FFmpeg is an error of what is read and w
   t.ok(not io.open(path 'short.mp4'), 'no file')
 end)
 
-t.test('an encoder that lacks memory says so, whatever its library calls it', function()
+t.test('an encoder without memory reports that, whatever its library returns', function()
   if child.program:find '/sanitize' then t.skip 'a sanitizer takes all of the address space' end
   local result = child.run({ '-e', [[
     local ffi = require 'ffi'

@@ -1,5 +1,5 @@
---- Values of more than 8 bits: planes that pass through untouched, planes as RGB and back, what is mixed into them, and
---- pictures of every kind.
+--- More than 8 bits per sample: planes that pass unchanged, conversion to RGB and back, blending into them, and
+--- images of every kind.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -20,7 +20,7 @@ local function picture(seed, h, w, noise)
   end)
 end
 
--- A film of three pictures in FFV1, which loses nothing.
+-- A video of three frames in FFV1, which is lossless.
 local function write(name, pix_fmt, h, w, noise)
   local writer = media.writer(path(name), { deep = true, codec = 'ffv1', pix_fmt = pix_fmt })
   cr.scope(function()
@@ -45,7 +45,7 @@ local function worst(a, b)
   return cr.scope(function() return (a:to 'f32' - b:to 'f32'):abs():max():item() end)
 end
 
-local FORMATS = { -- {pixels, bits, levels by which smooth pictures may be off}
+local FORMATS = { -- {pixel format, bits, tolerance for smooth images in levels}
   { 'yuv420p10le', 10, 12 }, { 'yuv422p10le', 10, 12 }, { 'yuv444p10le', 10, 1.62 }, { 'yuv444p12le', 12, 1.62 },
   { 'yuv420p12le', 12, 48 }, { 'yuv444p16le', 16, 1.62 }, { 'gbrp10le', 10, 0.51 }, { 'gbrp16le', 16, 0.51 },
 }
@@ -90,7 +90,7 @@ for _, case in ipairs(FORMATS) do
   end)
 end
 
-t.test('sides that chroma does not divide', function()
+t.test('sizes that are not divisible by the chroma subsampling', function()
   write('odd.mkv', 'yuv420p10le', 31, 45)
   local info = media.probe(path 'odd.mkv')
   t.equal(info.width .. 'x' .. info.height, '46x32', 'a column and a row are repeated')
@@ -106,7 +106,7 @@ t.test('sides that chroma does not divide', function()
   free_all(frames)
 end)
 
-t.test('levels are those of ITU-R BT.2100: exact numbers', function()
+t.test('levels are those of ITU-R BT.2100, exactly', function()
   cr.scope(function()
     local format = require 'ffi'.new('cr_yuv', { 2, 1, 0, 0, 0, { 110013, 140363, 12277, 42626 }, 10 }) -- BT.2020, limited
     local rgb = cr.tensor { { { 1, 1, 1 }, { 1, 0, 0 } } }
@@ -121,7 +121,7 @@ t.test('levels are those of ITU-R BT.2100: exact numbers', function()
   end)
 end)
 
-t.test('what is mixed into an area: nothing where the weight is 0, all of it where it is 1', function()
+t.test('blending into an area: unchanged where the weight is 0, replaced where it is 1', function()
   for _, pix_fmt in ipairs { 'yuv420p10le', 'yuv444p12le', 'gbrp16le' } do
     write('mix.mkv', pix_fmt, H, W, true)
     local frames = frames_of('mix.mkv', { deep = true, wait = true })
@@ -151,7 +151,7 @@ t.test('what is mixed into an area: nothing where the weight is 0, all of it whe
   end
 end)
 
-t.test('8 bits stay what they are', function()
+t.test('8 bits stay unchanged', function()
   local x = cr.scope(function() return (picture(1, H, W) * 255):round():to 'u8' end)
   local writer = media.writer(path 'eight.mkv', { lossless = true })
   writer:write(x)
@@ -168,7 +168,7 @@ t.test('8 bits stay what they are', function()
   free_all { x, plain[1], asked[1] }
 end)
 
-t.test('what an encoder cannot keep is said in one line', function()
+t.test('what an encoder cannot keep is reported in one line', function()
   write('ten.mkv', 'yuv422p10le')
   write('twelve.mkv', 'yuv444p12le')
   local code = [[
@@ -196,7 +196,7 @@ t.test('what an encoder cannot keep is said in one line', function()
   t.equal(pixels, 'yuv420p10le')
 end)
 
-t.test('as FFmpeg reads it: turned, packed, with alpha', function()
+t.test('as FFmpeg reads it: rotated, packed, with alpha', function()
   if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
   local source = '-f lavfi -i testsrc2=size=64x48:rate=25:duration=0.12 '
   for _, case in ipairs {
@@ -235,7 +235,7 @@ end)
 
 -- ---- pictures --------------------------------------------------------------------------------
 
-t.test('pictures of any channels, of 8 and 16 bits', function()
+t.test('images with any channels, with 8 and 16 bits', function()
   for channels = 1, 4 do
     cr.scope(function()
       local name = path 'any.png'
@@ -265,7 +265,7 @@ t.test('pictures of any channels, of 8 and 16 bits', function()
   collectgarbage()
 end)
 
-t.test('palettes: alpha only where a colour is transparent; JPEG', function()
+t.test('palettes: alpha only if a colour is transparent; JPEG', function()
   if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
   local source = '-f lavfi -i testsrc2=size=32x24:rate=1:duration=1 '
   assert(inputs.ffmpeg(source .. '-pix_fmt pal8 opaque.png'))
@@ -279,7 +279,7 @@ t.test('palettes: alpha only where a colour is transparent; JPEG', function()
   end)
 end)
 
-t.test('a size that an encoder refuses: how large it may be', function()
+t.test('a size that an encoder refuses: the message contains the limit', function()
   local function refused(options, sentence)
     t.raises(function() media.writer(path('big.' .. (options.ending or 'mkv')), options.o) end, sentence)
   end

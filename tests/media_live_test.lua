@@ -1,4 +1,5 @@
---- Sound that comes in pieces, and video that leaves frame by frame (cr.media's pcm, live_audio and live writers).
+--- Sound that arrives in pieces, and video that is written frame by frame (cr.media's pcm, live_audio and live
+--- writers).
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
@@ -17,7 +18,7 @@ local function tone(n, rate, hertz)
   return x
 end
 
--- The same as bytes of 16 bits.
+-- The same as 16-bit samples.
 local function bytes_of(x)
   local n, p = x:numel(), x:pointer()
   local out = ffi.new('int16_t[?]', n)
@@ -25,7 +26,7 @@ local function bytes_of(x)
   return ffi.string(out, 2 * n)
 end
 
--- How far a sound is off that tone, away from its ends.
+-- The largest error of a sound against that tone, away from its ends.
 local function off_tone(x, rate, hertz, skip)
   local worst, p = 0, x:contiguous():pointer()
   for i = skip, x:size(1) - 1 - skip do worst = math.max(worst, math.abs(p[i] - 0.5 * math.sin(2 * math.pi * hertz * i / rate))) end
@@ -52,7 +53,7 @@ t.test('pieces of any size are one sound', function()
   end)
 end)
 
-t.test('a sound may change its rate, its channels and its form on the way', function()
+t.test('a sound may change its rate, channels and format', function()
   cr.scope(function()
     local pcm = media.pcm { rate = RATE }
     pcm:push(bytes_of(tone(8000, 16000, 440)), { rate = 16000 })
@@ -63,7 +64,7 @@ t.test('a sound may change its rate, its channels and its form on the way', func
     pcm:finish()
     local all = pcm:take()
     t.ok(math.abs(all:size(1) - 1.5 * RATE) <= 200, ('%d samples'):format(all:size(1)))
-    -- 220 periods each second: each piece begins where the one before ended.
+    -- 220 periods per second: each piece begins where the previous one ended.
     local middle = all:narrow(1, 1, 24000)
     t.ok(off_tone(middle, RATE, 440, 200) < 2e-3)
     t.equal(pcm:take():size(1), 0, 'nothing is left')
@@ -71,7 +72,7 @@ t.test('a sound may change its rate, its channels and its form on the way', func
   end)
 end)
 
-t.test('what is no sound is refused with a sentence, and nans are silent', function()
+t.test('invalid samples are refused with a sentence, and NaN is silent', function()
   local pcm = media.pcm { rate = RATE }
   t.raises(function() pcm:push('abc', { rate = 16000 }) end, '3 bytes are no whole number of samples of 1 channel of s16')
   t.raises(function() pcm:push('abcd', { rate = 16000, format = 'u8' }) end, "the format 'u8' is neither s16 nor f32")
@@ -87,7 +88,7 @@ t.test('what is no sound is refused with a sentence, and nans are silent', funct
   t.raises(function() pcm:take() end, 'closed')
 end)
 
--- Frames of growing brightness with a tone beside them, to a live writer. Returns what came of it, in pieces.
+-- Writes frames of growing brightness with a tone to a live writer. Returns the output in pieces.
 local function write(path, options, frames)
   local pieces = {}
   cr.run(function()
@@ -109,7 +110,7 @@ local function write(path, options, frames)
   return pieces
 end
 
--- Frames and sound of a file that was written so.
+-- The frames and sound of a file that was written this way.
 local function check(path, frames, what)
   cr.scope(function()
     local reader = media.reader(path, { fps = 25 })
@@ -131,7 +132,7 @@ t.test('each frame leaves at once, with its sound, as a fragment of MP4', functi
   for k = 1, 30 do t.ok(#pieces[k] > 0 and pieces[k]:find('moof', 1, true), ('frame %d has left'):format(k)) end
   t.ok(pieces[1]:find('^....ftyp'), 'the header comes first')
   check(scratch.write('memory.mp4', table.concat(pieces)), 30, 'memory')
-  -- Whoever stops in the midst has all until there.
+  -- A reader that stops in the middle has everything up to there.
   local list = {}
   for k = 1, 20 do list[k] = pieces[k] end
   check(scratch.write('part.mp4', table.concat(list)), 20, 'a part')
@@ -144,7 +145,7 @@ for _, name in ipairs { 'live.mp4', 'live.mkv', 'live.ts' } do
   end)
 end
 
-t.test('sound that lacks is silent, and what is wrong has a sentence', function()
+t.test('missing sound is silent, and errors have a sentence', function()
   cr.run(function()
     cr.scope(function()
       local w = media.writer('', { live = true, container = 'mp4', width = 64, height = 48, sound_rate = RATE })
@@ -171,7 +172,7 @@ t.test('sound that lacks is silent, and what is wrong has a sentence', function(
   end)
 end)
 
-t.test('a sound that comes as it is made is read by a URL or a device', function()
+t.test('a live sound is read from a URL or a device', function()
   cr.run(function()
     cr.scope(function()
       local path = scratch.write('tone.wav', scratch.wav(bytes_of(tone(16000, 16000, 440))))

@@ -1,4 +1,4 @@
---- Reading video and sound: bit for bit against the ffmpeg program, at every rate, from any frame.
+--- Reading video and sound: bit for bit as the ffmpeg program, at every rate, from any frame.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -13,7 +13,7 @@ local function need_ffmpeg()
   if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
 end
 
---- Makes an input, or skips the test where this ffmpeg lacks an encoder.
+--- Creates an input, or skips the test if this ffmpeg lacks an encoder.
 local function make(name, arguments)
   need_ffmpeg()
   if not inputs.ffmpeg(arguments .. ' ' .. name) then t.skip('ffmpeg cannot make ' .. name) end
@@ -43,7 +43,7 @@ local function read_all(path, options, batch)
   return frames
 end
 
---- What `ffmpeg -r 25` gives, with the sound decoded beside it if there is one.
+--- The result of `ffmpeg -r 25`, with the sound decoded as well if there is one.
 local function reference(name, rate)
   local sound = media.probe(inputs.path(name)).has_audio and '-map 0:a:0 -f null -' or ''
   assert(inputs.ffmpeg(('-i %s -map 0:v:0 %s %s ref.rgb %s'):format(name, rate or '-r 25', FLAGS, sound)))
@@ -65,13 +65,13 @@ local function same_as_ffmpeg(name)
 end
 
 for _, rate in ipairs { '25', '24', '24000/1001', '30000/1001', '30', '50', '60', '12.5', '10', '8' } do
-  t.test('frames of ' .. rate .. ' a second as ffmpeg -r 25', function()
+  t.test('' .. rate .. ' frames per second, as ffmpeg -r 25', function()
     make('rate.mp4', source('64x48', rate, 2) .. ' ' .. H264)
     same_as_ffmpeg 'rate.mp4'
   end)
 end
 
-t.test('a source at 25 a second passes unchanged', function()
+t.test('a source at 25 frames per second passes unchanged', function()
   local path = make('plain.mp4', source('64x48', 25, 2) .. ' ' .. H264)
   local ours, own = read_all(path), read_all(path, { fps = 0 })
   t.equal(#ours, 50)
@@ -109,7 +109,7 @@ t.test('edit lists, streams without an index, other codecs', function()
   for _, d in ipairs(derived) do
     if inputs.ffmpeg(d[2] .. ' ' .. d[1]) then same_as_ffmpeg(d[1]) end
   end
-  -- Two streams one after the other: the clock of the second starts anew.
+  -- Two concatenated streams: the second one's clock starts again.
   local bytes = inputs.read_file 'stream.ts'
   inputs.write_file('joined.ts', bytes .. bytes)
   same_as_ffmpeg 'joined.ts'
@@ -123,7 +123,7 @@ t.test('the matrix and the range of a stream', function()
       make(name, source('64x48', 25, 0.2) .. (' -vf "scale=out_color_matrix=%s:out_range=%s" -pix_fmt yuv420p '
         .. '-c:v libx264 -qp 0 -colorspace %s -color_range %s'):format(space, range, space, range))
       local frames = same_as_ffmpeg(name)
-      -- The picture is the same whatever the way it was coded in.
+      -- The image does not depend on how it was coded.
       bt601 = bt601 or frames[1]
       local sum = 0
       for i = 1, #frames[1], 97 do sum = sum + math.abs(frames[1]:byte(i) - bt601:byte(i)) end
@@ -132,7 +132,7 @@ t.test('the matrix and the range of a stream', function()
   end
 end)
 
-t.test('planes converted by our own code: the bytes of libswscale', function()
+t.test("planes converted by our own code give libswscale's bytes", function()
   for _, case in ipairs {
     { 'yuv420p', '320x240' }, { 'yuv420p', '121x67', 'bt709' }, { 'yuv422p', '121x66' }, { 'yuv444p', '45x31', 'smpte240m' },
     { 'yuvj420p', '66x38', 'bt2020nc' }, { 'yuv420p', '16x9' }, { 'yuv420p', '16x17' }, { 'yuv420p10le', '32x32' }, { 'nv12', '40x40' },
@@ -144,7 +144,7 @@ t.test('planes converted by our own code: the bytes of libswscale', function()
     local frames, ours = read_all(path), read_all(path, { planes = true })
     t.equal(#ours, #frames, name .. ': frames')
     for i, frame in ipairs(frames) do t.ok(ours[i] == frame, name .. ': frame ' .. i) end
-    -- Frames that wait, as planes and as RGB, and become RGB twice.
+    -- Frames that are held as planes and as RGB, and are converted twice.
     for _, planes in ipairs { true, false } do
       local reader = media.reader(path, { planes = planes, wait = true })
       for i, frame in ipairs(reader:read(100)) do
@@ -186,12 +186,12 @@ t.test('rotation', function()
   end
 end)
 
---- Reads pieces from random places and compares them with a run from the start.
+--- Reads pieces from random positions and compares them with a sequential run.
 local function seeks_exactly(name)
   local path = inputs.path(name)
   local all = read_all(path)
   local reader = media.reader(path)
-  reader:seek(math.floor(#all / 2)) -- first into what was never read
+  reader:seek(math.floor(#all / 2)) -- first to an unread position
   t.ok(inputs.bytes(reader:read(1)[1]) == all[math.floor(#all / 2) + 1], name .. ': a seek ahead')
   local generator = cr.generator(7, 'torch-cpu')
   local numbers = cr.rand(24, 2, { generator = generator }):tolist()
@@ -284,11 +284,11 @@ t.test('frames decoded ahead of the read that asks for them', function()
   end
   read(8, 8)
   read(8, 5)
-  read(9, 3) -- more than were begun
+  read(9, 3) -- more than were started
   t.raises(function() reader:read(2) end, '3 frames were begun')
   read(3)
   read(4, 6)
-  reader:seek(40) -- what was begun is forgotten
+  reader:seek(40) -- decoded frames are discarded
   at = 40
   read(7, 100)
   read(100, 100)
@@ -300,7 +300,7 @@ t.test('frames decoded ahead of the read that asks for them', function()
   reader:close() -- while it is decoding
 end)
 
-t.test('reading in tasks, and closing while a read is under way', function()
+t.test('reading in tasks, and closing during a read', function()
   local path = make('long.mp4', source('64x48', 25, 8) .. ' ' .. H264)
   local counts = {}
   local function count(n)
@@ -430,7 +430,7 @@ t.test('bad files are refused with one sentence', function()
   t.raises(function() media.reader(7) end, 'path is needed')
 end)
 
-t.test('cut off, without pictures, without sound', function()
+t.test('truncated, without video, without sound', function()
   local path = make('long.mp4', source('64x48', 25, 4) .. ' ' .. H264)
   local bytes = inputs.read_file 'long.mp4'
   both(inputs.write_file('half.mp4', bytes:sub(1, math.floor(#bytes / 2))), "half%.mp4: the file is truncated: its 'mdat' part")
@@ -450,7 +450,7 @@ t.test('cut off, without pictures, without sound', function()
   t.raises(function() reader:read(1) end, 'is closed')
 end)
 
-t.test('a playlist cannot reach further', function()
+t.test('a playlist cannot refer to other files', function()
   local playlist = '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n'
   t.raises(function() media.probe(inputs.write_file('list.m3u8', playlist)) end, 'list%.m3u8')
 end)

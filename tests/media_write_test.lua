@@ -1,4 +1,4 @@
---- Writing video and pictures, and reading them again: sizes, colours, sound in step, failures.
+--- Writing video and images, and reading them again: sizes, colours, synchronous sound, failures.
 
 local ffi = require 'ffi'
 local t = require 'tests.support.tap'
@@ -84,7 +84,7 @@ t.test('lossless keeps every value, at odd sizes too', function()
     x:free()
   end
   free_all(frames)
-  -- From a file to a file, with sound beside.
+  -- From a file to a file, with sound.
   local again = media.writer(path 'again.mkv', { like = path 'exact.mkv', lossless = true })
   for frame in media.frames(path 'exact.mkv') do again:write(frame) end
   again:close()
@@ -130,14 +130,14 @@ t.test('the source\'s matrix, range and tags are kept', function()
   end
 end)
 
---- A picture as planes by cr_rgb_to_yuv.
+--- An image as planes by cr_rgb_to_yuv.
 local function planes_of(x, format)
   local planes = require 'cr.tensor'.new()
   base.check(base.C.cr_rgb_to_yuv(planes.c, x.c, format))
   return planes
 end
 
-t.test('planes made by our own code: the bytes of libswscale', function()
+t.test("planes from our own code give libswscale's bytes", function()
   if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
   for _, case in ipairs {
     { 'bt709', 'tv', { 64, 48 }, { 121, 67 }, { 12, 12 }, { 13, 15 }, { 18, 300 } }, { 'bt709', 'pc', { 66, 47 } },
@@ -170,18 +170,18 @@ t.test('planes made by our own code: the bytes of libswscale', function()
   end
 end)
 
-t.test('pictures handed over as planes: the file is the same', function()
+t.test('images that are passed as planes give the same file', function()
   for _, size in ipairs { { 48, 64 }, { 47, 63 } } do
     local h, w = size[1], size[2]
     write('rgb.mp4', {}, 8, h, w)
     local writer = media.writer(path 'planes.mp4', { width = w, height = h })
-    -- What a writer takes without tags: BT.601, limited.
+    -- A writer's default without tags: BT.601, limited range.
     local format = ffi.new('cr_yuv', { w + w % 2, h + h % 2, 1, 1, 0, { 104597, 132201, 25675, 53279 } })
     cr.scope(function()
       for i = 0, 7 do
         local x = picture(i, h, w)
         t.ok(rawequal(writer:pack(x), x), 'in the main memory nothing is to be done')
-        writer:write(i % 3 == 1 and x or planes_of(x, format)) -- both, in turn
+        writer:write(i % 3 == 1 and x or planes_of(x, format)) -- both, alternating
       end
     end)
     t.raises(function() writer:write(cr.zeros(100, { dtype = 'u8' })) end, 'u8 %[%d+ %d+ 3%] on the CPU is needed')
@@ -193,7 +193,7 @@ t.test('pictures handed over as planes: the file is the same', function()
   writer:abort()
 end)
 
---- Writes a 16-bit WAV: silence but for a tone from `from` to `to` seconds.
+--- Writes a 16-bit WAV: silence, except a tone between `from` and `to` seconds.
 local function write_tone(name, rate, channels, seconds, from, to)
   local n = math.floor(seconds * rate)
   local data = ffi.new('int16_t[?]', n * channels)
@@ -206,7 +206,7 @@ local function write_tone(name, rate, channels, seconds, from, to)
     .. le(rate, 4) .. le(rate * channels * 2, 4) .. le(channels * 2, 2) .. le(16, 2) .. 'data' .. le(#body, 4) .. body)
 end
 
---- Seconds at which a sound begins and ends to be heard, and how long it is.
+--- Seconds at which a sound begins and ends to be audible, and its length.
 local function heard(name)
   local x, rate = media.load_audio(path(name), { channels = 1 })
   local p, n = x:pointer(), x:size(1)
@@ -221,7 +221,7 @@ local function heard(name)
   return first and first / rate, last and last / rate, n / rate
 end
 
-t.test('the sound goes along in its own rate and channels, in step', function()
+t.test('the sound keeps its rate and channels, and is synchronous', function()
   local wav = write_tone('tone.wav', 44100, 2, 3, 1, 1.5)
   for _, e in ipairs { 'mp4', 'mov', 'mkv', 'webm' } do
     local name = 'sound.' .. e
@@ -289,7 +289,7 @@ t.test('several sounds are added up, each until it ends', function()
     part:copy_(part + a)
     t.equal(got:size(1), 2 * 44100)
     t.near(got, sum * 0.5, 2e-4, 'the sum times the gain, in 16 bits')
-    -- What is beyond full scale is cut there: it does not turn over.
+    -- Samples beyond full scale are clipped; they do not wrap.
     write('loud.mkv', { audio = { two, two, two, two, two }, lossless = true }, 50, 32, 32)
     t.near(media.load_audio(path 'loud.mkv'), (b * 5):clamp(-1, 1), 1 / 16384)
   end)
@@ -312,7 +312,7 @@ t.test('memory does not grow while writing', function()
   t.near(media.probe(path 'long.mp4').duration, 12, 1e-6)
 end)
 
-t.test('what cannot be written is said in one sentence, and nothing is left', function()
+t.test('unwritable outputs give one sentence, and nothing remains', function()
   local function fails(pattern, name, options, h, w)
     local writer
     t.raises(function()
@@ -366,7 +366,7 @@ t.test('a full disk', function()
   noise:free()
 end)
 
-t.test('an unfinished file goes with its writer', function()
+t.test('an unfinished file is removed with its writer', function()
   local writer = media.writer(path 'never.mp4')
   local x = picture(1, 32, 32)
   writer:write(x)
@@ -380,7 +380,7 @@ t.test('an unfinished file goes with its writer', function()
   t.equal(inputs.read_file 'never.mp4', nil)
 end)
 
-t.test('encoding beside decoding, in tasks', function()
+t.test('concurrent encoding and decoding, in tasks', function()
   write('first.mp4', {}, 40, 48, 64)
   cr.run(function()
     local frames = cr.channel(2)
@@ -412,7 +412,7 @@ t.test('frames with times of their own, and sound to the end of the last', funct
   for _, ending in ipairs { 'mp4', 'mkv' } do
     local writer = media.writer(path('timed.' .. ending), { timed = true, fps = 30, audio = cr.root .. '/models/mini/demo.flac' })
     for i, seconds in ipairs(wanted) do writer:write(cr.full({ 32, 32, 3 }, 40 * i, { dtype = 'u8' }), seconds) end
-    writer:write(cr.full({ 32, 32, 3 }, 250, { dtype = 'u8' }), 0.9) -- too early: as soon as may be
+    writer:write(cr.full({ 32, 32, 3 }, 250, { dtype = 'u8' }), 0.9) -- too early: shown as soon as possible
     writer:close()
     local reader = media.reader(path('timed.' .. ending), { fps = 0 })
     t.equal(#reader:read(100), 6)

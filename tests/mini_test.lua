@@ -1,6 +1,6 @@
--- The small model that comes along (models/mini): it loads as LatentSync's do, its lips follow the sound, and its
--- SyncNet knows the demo's sound from others. These are bars, low enough that rounding does not reach them and high enough
--- that a model that paints an average mouth fails; tests/bench/mini.lua measures the model in earnest.
+-- The small model (models/mini): it loads like LatentSync's, its lips follow the sound, and its SyncNet distinguishes
+-- the demo's sound from others. The limits are low enough to tolerate rounding, and high enough that a model which
+-- paints an average mouth fails; tests/bench/mini.lua measures the model thoroughly.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -12,9 +12,9 @@ local MINI = cr.root .. '/models/mini'
 local VIDEO, SOUND = MINI .. '/demo.mp4', MINI .. '/demo.flac'
 local WEIGHTS = { '/latentsync_unet.safetensors', '/vae/diffusion_pytorch_model.safetensors', '/syncnet.safetensors' }
 local LARGEST = 12e6 -- bytes of everything in models/mini
-local STEPS = 10     -- at most, by default
+local STEPS = 10 -- maximum by default
 
---- {path, bytes} of every file below a folder that is committed.
+--- {path, bytes} of every committed file below a folder.
 local function files_of(folder, list)
   list = list or {}
   for name in lfs.dir(folder) do
@@ -29,7 +29,7 @@ local function files_of(folder, list)
   return list
 end
 
-t.test('the folder is small, and its numbers are 16 bits long', function()
+t.test('the folder is small, and its weights have 16 bits', function()
   t.fetched 'face/face_landmark.tflite'
   local total = 0
   for _, file in ipairs(files_of(MINI)) do total = total + file.bytes end
@@ -81,7 +81,7 @@ t.test('the demo: lips follow the sound, close in silence, and nothing else chan
       end })
       return curve
     end
-    local FIRST = 8 -- frames left out: words begin
+    local FIRST = 8 -- frames that are ignored: words begin
     local speaking = openings(SOUND, FIRST / 25, 2)
     local silent = openings(quiet, 0, 1)
     finder:free()
@@ -91,7 +91,7 @@ t.test('the demo: lips follow the sound, close in silence, and nothing else chan
     local r = measure.correlation(speaking.opening, wanted) or 0
     print(('# opening against the truth: r %.2f; mean opening speaking %.3f, silent %.3f'):format(r, mean(speaking), mean(silent)))
     t.ok(r > 0.5, ('opening against the truth: r %.2f'):format(r))
-    -- Twice, not more: to the mesh closed lips are not 0.
+    -- Only twice, because the mesh of closed lips is not at 0.
     t.ok(mean(speaking) > 2 * mean(silent), ('opening %.3f speaking, %.3f silent'):format(mean(speaking), mean(silent)))
     t.equal(outside, 0, 'pixels changed outside of the mask')
     print(('# colours jump by %.1f levels at the edge'):format(measure.mean(seam)))
@@ -103,7 +103,7 @@ end)
 
 t.test('DPM-Solver++ 2M (Karras) with 10 steps is about as near to 100 steps of DDIM as DDIM with 20', function()
   t.fetched 'face/face_landmark.tflite'
-  local FRAMES = 4 -- of whole windows it is nearer: see lua/README.md's table (tests/bench/methods.lua)
+  local FRAMES = 4 -- with whole windows it is closer: see lua/README.md's table (tests/bench/methods.lua)
   cr.run(function()
     local run = require 'models.latentsync'.session {
       video = VIDEO, audio = SOUND, checkpoint = MINI, device = 'cpu', quiet = true, frames = FRAMES, start = 0.4, duration = FRAMES / 25,
@@ -126,7 +126,7 @@ end)
 
 -- ---- SyncNet ---------------------------------------------------------------------------------
 
-t.test('its SyncNet: the demo clip and its sound are together, and k frames apart after a shift by k', function()
+t.test('its SyncNet: the demo clip and its sound are in sync, and have offset k after a shift by k', function()
   t.fetched 'face/face_landmark.tflite'
   local K = 4
   cr.run(function()

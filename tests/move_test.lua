@@ -101,7 +101,7 @@ t.test('every half and its neighbours', function()
     end
     t.equal(wrong, 0, dtype .. ' to f64')
     t.equal(lost, 0, 'and back')
-    -- half way between neighbours: to the even one; a hair more or less: to the nearer one
+    -- Halfway between neighbours it rounds to even; otherwise to the nearer one.
     local middles, expected = {}, {}
     for i = 0, 0x7bfe, 7 do
       local a, b = decode(i), decode(i + 1)
@@ -164,7 +164,7 @@ t.test('gather_rows', function()
   t.raises(function() x:gather_rows { 0 } end, 'gather: index 0 is out of range')
 end)
 
-t.test('parts and elements by an index, along every dimension, read and written', function()
+t.test('indexing of parts and elements, along every dimension, reading and writing', function()
   local shape = { 3, 4, 5 }
   for _, dtype in ipairs { 'u8', 'f16', 'f32', 'f64', 'i64' } do
     local x = (flat.randn(shape) * 20 + 60):to(dtype)
@@ -185,7 +185,7 @@ t.test('parts and elements by an index, along every dimension, read and written'
         for i, n in ipairs(values(places)) do want[i] = moved(i, n) end
         same(view:gather(dim, places), want, dtype .. ' elements')
         same(view:gather(dim, places - size - 1), want, dtype .. ' elements, from the end')
-        -- An order of each line, so that every element is written once.
+        -- A permutation of each line, so that every element is written once.
         local order = cr.rand(3, 4, 5):argsort(dim)
         local gathered = view:gather(dim, order)
         same(strided(cr.zeros(shape, { dtype = dtype })):scatter_(dim, order, gathered), all, dtype .. ' written')

@@ -1,12 +1,12 @@
---- Nans of every sign and payload, as files of other programs may hold them: LuaJIT keeps the types
---- of its values in the bits of nans, so none of them may become a Lua value as it stands.
+--- NaNs of every sign and payload, as files may contain them: LuaJIT encodes the types of its values in the bits of
+--- NaNs, so none of them may become a Lua value unchanged.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local ffi = require 'ffi'
 local child = require 'tests.support.child'
 
--- Element 1 is a number, the others are nans.
+-- Element 1 is a number, the others are NaN.
 local bits = {
   f32 = { 'uint32_t', 0x3fc00000, 0xffffffff, 0xffc00001, 0x7fffffff, 0xff800001, 0x7f800001, 0xfffe1234 },
   f16 = { 'uint16_t', 0x3e00, 0xffff, 0xfe01, 0x7fff, 0xfc01, 0x7c01, 0xfe00 },

@@ -1,4 +1,4 @@
---- The reader of ncnn's files: small networks written here, and files that are damaged or of another network.
+--- The reader of ncnn's files: small networks that are written here, and damaged files or other networks.
 
 local cr = require 'cr'
 local ncnn = require 'models.networks.ncnn'
@@ -39,7 +39,7 @@ local function refuse(name, change, bytes, pattern)
   t.raises(function() ncnn.open(param) end, pattern)
 end
 
-t.test('numbers go under the authors\' names, in the files\' order', function()
+t.test("weights get the authors' names, in the order of the file", function()
   local param = graph 'good'
   scratch.write('good.bin', numbers())
   local file = ncnn.open(param)
@@ -85,7 +85,7 @@ t.test('a graph of another network is refused with its line', function()
   refuse('count', line(3, 'Convolution c0 1e9 1 b x0 0=4'), nil, 'line 5 is not a layer')
 end)
 
-t.test('numbers that are too few, too many or quantized are refused', function()
+t.test('missing, surplus or quantized weights are refused', function()
   refuse('short', nil, numbers():sub(1, -5), 'truncated')
   refuse('long', nil, numbers() .. '1234', 'it has 2252 bytes, but the graph needs only 2248')
   refuse('int8', nil, scratch.le(0x000D4B38, 4) .. numbers():sub(5), 'body%.0 are quantized %(0x000D4B38%)')

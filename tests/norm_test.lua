@@ -68,7 +68,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
   end)
 end
 
-t.test('group norm of a large mean, over many rows and threads', function()
+t.test('group norm with a large mean, over many rows and threads', function()
   local x = randn { 1, 64, 64, 32 } + 100
   local w = { weight = cr.ones(32), bias = cr.zeros(32) }
   local expected = reference(values(x), 1, 4096, 32, 8, values(w.weight), values(w.bias), 1e-6)
@@ -81,7 +81,7 @@ t.test('group norm of a large mean, over many rows and threads', function()
   cr.threads(was)
 end)
 
-t.test('the view decides what group norm covers', function()
+t.test('the view determines the scope of group norm', function()
   local x = randn { 2, 3, 4, 5, 8 } -- [B F H W C]
   local w = { weight = randn { 8 }, bias = randn { 8 } }
   local whole = nn.group_norm(w, x, 2, 1e-5)
@@ -109,7 +109,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64' } do
         local x = (randn(shape) + offset):to(dtype)
         local w = { weight = randn { c }, bias = randn { c } }
         local rows = x:numel() / c
-        -- a layer norm is a group norm of single rows in one group
+        -- A layer norm is a group norm of single rows with one group.
         local expected = reference(values(x), rows, 1, c, 1, values(w.weight), values(w.bias), 1e-5)
         local added = #shape > 1 and { shape[#shape - 1], c } or { c }
         local after = randn(added):to(dtype)

@@ -106,7 +106,7 @@ for what, case in pairs {
   end)
 end
 
-t.test('an .npz is written and read, packed ones too', function()
+t.test('an .npz is written and read, compressed ones too', function()
   local path = scratch.path 'arrays.npz'
   local given = { x = cr.randn(3, 5), ['k.l'] = cr.tensor({ -1, 2 }, { dtype = 'i64' }), empty = cr.zeros(0, 3), b = cr.ones(2):to 'bool' }
   cr.save(path, given)
@@ -119,7 +119,7 @@ t.test('an .npz is written and read, packed ones too', function()
   local numbers = {}
   for i = 1, 500 do numbers[i] = i / 4 end
   local header = "{'descr': '<f4', 'fortran_order': False, 'shape': (500,), }"
-  header = header .. (' '):rep(117 - #header) .. '\n' -- with the ten bytes before it 128
+  header = header .. (' '):rep(117 - #header) .. '\n' -- with the ten bytes before it: 128
   local packed = scratch.write('packed.npz', scratch.zip { { 'a.npy', npy(header, scratch.floats(unpack(numbers))), deflated = true } })
   t.near(cr.load(packed).a, numbers, 0, 'deflated')
   for what, case in pairs {

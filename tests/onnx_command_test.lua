@@ -1,4 +1,4 @@
---- crescent onnx: what it shows, what it writes, what it refuses.
+--- crescent onnx: its listing, its output files, its refusals.
 
 local cr = require 'cr'
 local format = require 'tests.support.onnx'
@@ -9,7 +9,7 @@ local program = scratch.program .. ' onnx '
 
 local function model(name, spec) return scratch.write(name, format.model(spec)) end
 
---- Two inputs whose names hold what shells and file names do not like; outputs of three types.
+--- Two inputs whose names contain characters that are special in shells and file names; outputs of three types.
 local path = model('two.onnx', {
   inputs = { { 'in (8, 8)=a', { 1, 'N' } }, { 'in (8, 8)', { 2 }, type = format.INT64 } },
   outputs = { { 'a/b' }, { 'a_b', {}, type = format.INT64 }, { 'stride.(8, 8)', {}, type = format.BOOL } },
@@ -28,7 +28,7 @@ local function flat(file)
   end)
 end
 
-t.test('without inputs it shows the network', function()
+t.test('without inputs it describes the network', function()
   local text, status = scratch.command(program .. path)
   t.equal(status, 0, text)
   t.ok(text:find('two.onnx: ONNX, operator set 13, 3 nodes, made by test\n', 1, true), text)
@@ -52,11 +52,11 @@ t.test('with inputs it writes each output, whatever its name', function()
   t.equal(flat(out .. '/a_b_.npy'), 'i64 [2] -7 2', 'a_b')
   t.equal(flat(out .. '/stride.(8, 8).npy'), 'bool [1 3] 0 0 1', 'stride.(8, 8)')
   t.ok(text:find('results/a_b.npy  f32 [1 3]\n', 1, true), text)
-  text, status = scratch.command(command) -- into the folder that is there now
+  text, status = scratch.command(command) -- into the existing folder
   t.equal(status, 0, text)
 end)
 
-t.test('what is wrong is told in one sentence, and nothing is written', function()
+t.test('errors are one sentence, and nothing is written', function()
   local function refused(arguments, pattern, code)
     local out = scratch.path 'nothing'
     local text, status = scratch.command(('%s%s --out %s'):format(program, arguments, out))

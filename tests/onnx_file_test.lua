@@ -1,4 +1,4 @@
---- ONNX files as files of tensors: how numbers are stored, external data, the graph as metadata, damage.
+--- ONNX files as weights files: data encodings, external data, the graph as metadata, damage.
 
 local cr = require 'cr'
 local onnx = require 'tests.support.onnx'
@@ -13,7 +13,7 @@ local function open(model)
   return weights.open(path)
 end
 
---- A model that holds these tensors alone.
+--- A model that contains only these tensors.
 local function holding(...)
   return { tensors = { ... }, outputs = { { 'y' } }, nodes = { { 'Relu', { 'x' }, { 'y' } } }, inputs = { { 'x' } } }
 end
@@ -26,7 +26,7 @@ local function numbers(file, name)
   end)
 end
 
-t.test('numbers as raw bytes, packed and one by one', function()
+t.test('data as raw bytes, packed and unpacked fields', function()
   local file = open(holding(
     { { 2, 2 }, { 1, -2, 0.5, 4 }, name = 'raw' },
     { { 3 }, { 1, -2, 0.5 }, name = 'floats', typed = true },
@@ -69,7 +69,7 @@ t.test('the graph is the metadata', function()
   file:close()
 end)
 
-t.test('external data lie beside the file, and nowhere else', function()
+t.test("external data must be in the file's folder", function()
   local function external(place) return holding({ { 2 }, {}, name = 'e', more = onnx.external(place) }) end
   scratch.write('data.bin', scratch.floats(9, 1.5, -2, 8))
   local file = open(external { location = 'data.bin', offset = 4, length = 8 })
@@ -96,7 +96,7 @@ t.test('external data lie beside the file, and nowhere else', function()
   end
 end)
 
-t.test('what is damaged or cannot be had is told', function()
+t.test('damage and unsupported data are reported', function()
   local function refused(model, pattern) t.raises(function() open(model) end, 'm%.onnx: .*' .. pattern) end
   refused(holding({ { 3 }, { 1, 2 }, name = 'a' }), 'tensor a has 8 bytes, but its shape needs 12')
   refused(holding({ { 3 }, { 1, 2 }, name = 'a', typed = true }), 'tensor a has 8 bytes, but its shape needs 12')

@@ -1,4 +1,4 @@
---- ONNX networks: operators and what is folded against onnxruntime's numbers, files as exporters write them, damage.
+--- ONNX networks: operators and folding compared with onnxruntime's results, files as exporters write them, damage.
 
 local cr = require 'cr'
 local onnx_cases = require 'tests.support.onnx_cases'
@@ -10,7 +10,7 @@ local TRIES = tonumber(os.getenv 'CR_FUZZ') or 600
 
 local list, cases = onnx_cases.all()
 
-t.test('models of every operator, and what is folded into convolutions: as onnxruntime', function()
+t.test('models with every operator, and folding into convolutions, agree with onnxruntime', function()
   local tried = 0
   for _, case in ipairs(list) do
     if case.model then
@@ -20,7 +20,7 @@ t.test('models of every operator, and what is folded into convolutions: as onnxr
       cr.scope(function()
         local inputs = {}
         for i, v in ipairs(net.inputs) do inputs[v.name] = case.inputs[i] end
-        for run = 1, 2 do off[run] = onnx_cases.off(case, { net:run(inputs) }) end -- the second follows the plan
+        for run = 1, 2 do off[run] = onnx_cases.off(case, { net:run(inputs) }) end -- the second run follows the recorded plan
       end)
       net:free()
       for run = 1, 2 do
@@ -46,11 +46,11 @@ t.with_shared("the twins of InsightFace's networks: as onnxruntime", function(sh
   twin('twin.lmk_nano', shared 'golden/insightface/lmk_nano.onnx', { 2, 3, 192, 192 }, 127.5)
 end)
 
-t.test('CenterFace, a trained detector: as onnxruntime', function()
+t.test('CenterFace, a trained detector, agrees with onnxruntime', function()
   twin('centerface', t.fetched 'tests/centerface.onnx', { 1, 3, 64, 96 }, 127.5)
 end)
 
--- ---- files as they are ----------------------------------------------------------------------------------
+-- ---- files from exporters ----------------------------------------------------------------------------------
 
 local function open(model, options)
   scratch.write('m.onnx', type(model) == 'string' and model or format.model(model))
@@ -59,7 +59,7 @@ end
 
 local function flat(x) return table.concat(x:reshape(-1):tolist(), ' ') end
 
---- A convolution by 1, plus a constant, in a file that lies about its shapes.
+--- A convolution by 1, plus a constant, in a file with wrong shapes.
 local function simple()
   return {
     ir = 3,
@@ -71,7 +71,7 @@ local function simple()
   }
 end
 
-t.test('declared shapes are not trusted, constants may stand among the inputs, other sizes make other plans', function()
+t.test('declared shapes are not trusted, constants may be listed as inputs, other sizes get other plans', function()
   local net = open(simple())
   t.equal(#net.inputs, 1, 'inputs')
   t.equal(net.inputs[1].name, 'in (8, 8)', 'name')
@@ -89,7 +89,7 @@ t.test('declared shapes are not trusted, constants may stand among the inputs, o
   t.raises(function() net:run(cr.ones(1, 1, 1, 1)) end, 'm%.onnx: this network was freed')
 end)
 
-t.test("slopes of one dimension are those of channels, alone and behind a convolution", function()
+t.test("one-dimensional slopes apply to channels, alone and after a convolution", function()
   local function run(nodes)
     local net = open { inputs = { { 'x', { 1, 2, 1, 3 } } }, outputs = { { 'y' } }, nodes = nodes,
       tensors = { { { 2 }, { 0.5, 2 }, name = 's' }, { { 2, 1, 1, 1 }, { 1, 1 }, name = 'w' } } }
@@ -104,7 +104,7 @@ t.test("slopes of one dimension are those of channels, alone and behind a convol
   t.equal(run { { 'Conv', { 'x', 'w' }, { 'c' }, { group = 2 } }, { 'PRelu', { 'c', 's' }, { 'y' } } }, want, 'folded')
 end)
 
-t.test('half-precision weights and inputs, results in single precision; a count of threads of its own', function()
+t.test('half-precision weights and inputs, single-precision results; a separate number of threads', function()
   local before = cr.threads()
   local net = open(simple(), { dtype = 'f16', threads = 1 })
   cr.scope(function()
@@ -115,7 +115,7 @@ t.test('half-precision weights and inputs, results in single precision; a count 
   t.equal(cr.threads(), before, 'threads')
 end)
 
-t.test('what stands in the way is told in one sentence', function()
+t.test('unsupported models give one sentence', function()
   local function refused(change, pattern, input)
     local model = simple()
     change(model)
@@ -146,7 +146,7 @@ t.test('what stands in the way is told in one sentence', function()
   refused(function() end, "input 'in %(8, 8%)' is f32, and a tensor of i64 was given", cr.ones({ 1, 1, 2, 2 }, { dtype = 'i64' }))
   refused(function() end, "input 'in %(8, 8%)' is missing: the inputs are 'in %(8, 8%)'", {})
   refused(function() end, "there is no input 'x': the inputs are 'in %(8, 8%)'", { x = cr.ones(1), ['in (8, 8)'] = cr.ones(1, 1, 2, 2) })
-  -- A shape that depends on the picture's own numbers.
+  -- A shape that depends on the input's values.
   refused(function(m)
     m.nodes[4] = { 'Reshape', { 'c', 's' }, { 'out' } }
     table.insert(m.nodes, 4, { 'Cast', { 'in (8, 8)' }, { 's' }, { to = 7 } })
@@ -157,7 +157,7 @@ t.test('what stands in the way is told in one sentence', function()
   t.raises(function() cr.onnx.open(scratch.path 'x.npy', { dtyp = 'f16' }) end, "there is no option 'dtyp'")
 end)
 
-t.test('a few bytes cannot ask for all of the memory', function()
+t.test('a small file cannot allocate huge memory', function()
   local function bomb(nodes, tensors)
     local net = open { inputs = { { 'x', { 1, 1024 } } }, outputs = { { 'y' } }, nodes = nodes, tensors = tensors or {} }
     local before = cr.memory().count
@@ -186,7 +186,7 @@ end)
 
 -- ---- damage ------------------------------------------------------------------------------------------------
 
---- Opens damaged bytes and, if that works, runs them; what is refused is refused in one sentence.
+--- Opens damaged bytes and, if that works, runs them; refusals must be one sentence.
 local function survive(bytes)
   local ok, err = pcall(open, bytes)
   if ok then
@@ -204,7 +204,7 @@ local function survive(bytes)
   return false, type(err) ~= 'string' and type(err) or (not err:find('m.onnx: ', 1, true) or err:find '\n') and err or nil
 end
 
-t.test('a model cut anywhere or changed at random is refused in one sentence, or runs', function()
+t.test('a truncated or randomly changed model is refused in one sentence, or runs', function()
   local whole = format.model {
     inputs = { { 'x', { 1, 2, 6, 6 } } }, outputs = { { 'y' }, { 'z' } },
     tensors = { { { 2, 2, 3, 3 }, {}, name = 'w', raw = ('\0\0\0\63'):rep(36) }, { { 2 }, { 1, 0.5 }, name = 'b' },

@@ -1,4 +1,5 @@
---- OpenCV's arithmetic on bytes, which InsightFace's networks are fed by: its linear resize and its warp, bit for bit.
+--- OpenCV's arithmetic on bytes, which prepares the inputs of InsightFace's networks: linear resizing and warping,
+--- bit for bit.
 
 local t = require 'tests.support.tap'
 local nn = require 'cr.nn'
@@ -14,7 +15,7 @@ local function half_even(v)
   return (rest > 0.5 or rest == 0.5 and low % 2 == 1) and low + 1 or low
 end
 
---- OpenCV's linear filter of bytes on one axis: two source indices and their weights of 2^11 in all.
+--- OpenCV's linear filter of bytes on one axis: two source indices and their weights, which sum to 2^11.
 local function opencv_taps(i, n, m, across)
   local at = tonumber(ffi.cast('float', (i + 0.5) * (1 / (m / n)) - 0.5))
   local first = math.floor(at)
@@ -23,7 +24,7 @@ local function opencv_taps(i, n, m, across)
   return clamp(first, 0, n - 1), clamp(first + 1, 0, n - 1), half_even((1 - f) * 2048), half_even(f * 2048)
 end
 
-t.test("resize linear of u8 is OpenCV's fixed point: halving is a mean, the own size a copy", function()
+t.test("linear resize of u8 is OpenCV's fixed-point arithmetic: halving is a mean, equal size a copy", function()
   local halves = { { 12, 8, 3, 6, 4 }, { 9, 7, 3, 9, 7 } }
   for _, s in ipairs { { 28, 21, 3, 25, 26 }, { 9, 13, 3, 40, 7 }, { 5, 5, 1, 9, 3 }, { 37, 100, 3, 16, 45 }, { 1, 1, 2, 4, 3 },
     halves[1], halves[2] } do
@@ -56,7 +57,7 @@ local maps = {
   { -0.9, 0.1, 20, 0.2, -1.1, 25 },
 }
 
-t.test("warp_fixed is OpenCV's fixed point: places in 1/32 of a pixel, black outside", function()
+t.test("warp_fixed is OpenCV's fixed-point arithmetic: positions in 1/32 pixel, black outside", function()
   for k, m in ipairs(maps) do
     local x = picture('warp_fixed' .. k, 19, 23, 3, 'u8')
     local at = reader(x)

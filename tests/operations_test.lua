@@ -1,4 +1,4 @@
---- Every operation of the table on the processor, against float64 arithmetic; its names and its help.
+--- Every operation of the table on the CPU, compared with float64 arithmetic; names and help.
 local t = require 'tests.support.tap'
 local base = require 'cr.ffi'
 local cr = require 'cr'
@@ -11,7 +11,7 @@ require 'tests.support.operations'.run(t.test, 'cpu')
 
 local header = assert(io.open(cr.root .. '/core/crescent.h', 'rb')):read '*a'
 
--- The enumerators of crescent.h up to the one that counts them: {name = 'EXP', value = 2} each.
+-- The enumerators of crescent.h up to the one that counts them: a list of {name = 'EXP', value = 2}.
 local function enumerators(count)
   local block, list = header:sub(1, header:find(count, 1, true) - 1):match '.*enum {(.*)', {}
   block = block:gsub('/%*.-%*/', '')
@@ -19,13 +19,13 @@ local function enumerators(count)
   return list
 end
 
--- Where a name is not the enumerator's.
+-- Names that differ from the enumerator's.
 local own_names = {
   NOT = 'logical_not', MAX = 'maximum', MIN = 'minimum', AMAX = 'max', AMIN = 'min', RNG_TORCH_CPU = 'torch-cpu',
   RNG_TORCH_CUDA = 'torch-cuda',
 }
 
-t.test('names are those of the enumerators', function()
+t.test('names equal those of the enumerators', function()
   for count, names in pairs {
     CR_DTYPES = base.dtypes, CR_UNARY_OPS = base.unary, CR_BINARY_OPS = base.binary, CR_REDUCE_OPS = base.reduce,
     CR_ACTS = base.acts, CR_RESIZE_METHODS = base.resize_methods, CR_RNG_KINDS = base.generator_kinds,
@@ -72,7 +72,7 @@ t.test('each operation has help and its name in a trace', function()
   end
 end)
 
-t.test('numbers of no operation are refused', function()
+t.test('invalid operation numbers are refused', function()
   local out, x = cr.zeros(2), cr.ones(2)
   local function refused(rc, text)
     t.equal(rc, C.CR_EINVAL, text)

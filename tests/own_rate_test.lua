@@ -1,4 +1,5 @@
---- `--fps source`: the result has the video's own frames and times, each with the mouth of the made frame nearest in time.
+--- `--fps source`: the result has the video's own frames and times, each with the mouth of the generated frame that
+--- is nearest in time.
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
@@ -9,14 +10,14 @@ local scratch = require 'tests.support.scratch'
 local smooth = require 'tests.support.formula_image'
 
 if not t.has_fetched 'whisper/tiny.en.safetensors' then
-  t.test('the own rate', function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
+  t.test("the video's own rate", function() t.skip 'Whisper tiny.en is not fetched: run `make models`' end)
   child.clean()
   t.done()
 end
 
 local function path(name) return child.folder .. '/' .. name end
 
--- A video whose frames are shown at these times, points for each, and a voice of so many seconds.
+-- A video whose frames are shown at given times, points for each frame, and a voice of a given length.
 local function prepare(times, fps, seconds)
   local sink, points = media.writer(path 'face.mkv', { lossless = true, timed = true, fps = fps }), {}
   for k, at in ipairs(times) do
@@ -34,7 +35,7 @@ local function run(...)
     '--fps', 'source', '--quiet', ... }
 end
 
--- Times of a file's frames, and the frames.
+-- The times of a file's frames, and the frames.
 local function frames_of(name)
   local reader = media.reader(path(name), { fps = 0 })
   local frames = reader:read(200)
@@ -66,7 +67,7 @@ for _, case in ipairs { { 'of 60', 60, 24 }, { 'of 24', 24, 10 }, { 'uneven', 25
       for k = 1, shown do
         t.ok(math.abs(got[k] - wanted[k]) < 1.1e-3, ('frame %d is shown at %g, not %g'):format(k, got[k] or -1, wanted[k]))
         t.ok(smooth.compare(after[k], before[k]) > 0.01, ('frame %d has a new mouth'):format(k))
-        -- Above the mouth nothing changes: it is this frame and no other.
+        -- Above the mouth nothing changes, which proves that it is the same frame.
         t.equal(smooth.compare(after[k]:narrow(1, 1, 20), before[k]:narrow(1, 1, 20)), 0, ('frame %d'):format(k))
       end
     end)
@@ -75,13 +76,13 @@ for _, case in ipairs { { 'of 60', 60, 24 }, { 'of 24', 24, 10 }, { 'uneven', 25
   end)
 end
 
-t.test('a sound that is longer turns the video round, at its own pace', function()
+t.test('a longer sound plays the video backward, at its own rate', function()
   prepare({ 0, 0.05, 0.15 }, 20, 0.5)
   local r = run()
   if not t.equal(r.code, 0, r.err) then return end
   cr.scope(function()
     local times, frames = frames_of 'out.mkv'
-    -- The last frame lasts as long as the one before it: 0.25 s in all, then the same backward.
+    -- The last frame is shown as long as the one before it: 0.25 s in total, then the same backward.
     local wanted = { 0, 0.05, 0.15, 0.25, 0.35, 0.45, 0.5 }
     t.equal(#times, #wanted)
     for k, at in ipairs(wanted) do t.ok(math.abs(times[k] - at) < 1.1e-3, ('%g, not %g'):format(times[k] or -1, at)) end
@@ -91,7 +92,7 @@ t.test('a sound that is longer turns the video round, at its own pace', function
   end)
 end)
 
-t.test('a start within the video, and what is refused', function()
+t.test('a start within the video, and refusals', function()
   prepare({ 0, 0.1, 0.2, 0.3, 0.4 }, 10, 0.5)
   local r = run('--start', '0.15', '--duration', '0.2')
   if not t.equal(r.code, 0, r.err) then return end

@@ -1,9 +1,10 @@
---- When frames of a live session are due, and how many steps fit (models/latentsync/live/pace.lua): arithmetic, no clock.
+--- The timing of a live session: when frames are due, and how many steps fit (models/latentsync/live/pace.lua). It
+--- uses no clock.
 
 local t = require 'tests.support.tap'
 local paces = require 'models.latentsync.live.pace'
 
--- Of windows of 8 frames that take 0.02 s and 0.01 s a step.
+-- Measurements of windows with 8 frames that take 0.02 s, plus 0.01 s per step.
 local function pace(more)
   local o = { steps = 20, least = 4, margin = 0.04, span = 0.32 }
   for key, value in pairs(more or {}) do o[key] = value end
@@ -18,7 +19,7 @@ local function known(more)
   return self
 end
 
-t.test('frames are due 25 times a second', function()
+t.test('frames are due 25 times per second', function()
   local p = pace()
   t.near(p:due(0), 100, 1e-9)
   t.near(p:due(25), 101, 1e-9)
@@ -30,7 +31,7 @@ t.test('frames are due 25 times a second', function()
   t.near(p:due(25), 101.5, 1e-9)
 end)
 
-t.test('a window takes what the longest of the last took', function()
+t.test('the expected duration is the maximum of recent ones', function()
   local p = known()
   t.near(p:takes(20), 0.22, 1e-9)
   t.near(p:takes(8), 0.1, 1e-9)
@@ -40,7 +41,7 @@ t.test('a window takes what the longest of the last took', function()
   t.near(p:takes(20), 0.22, 1e-9, 'what is long ago is forgotten')
 end)
 
-t.test('as many steps as fit, no fewer than the least, and no more than window after window can have', function()
+t.test('as many steps as fit, at least the minimum, and at most what is sustainable', function()
   local p = known()
   t.equal(p:fitting(10), 20)
   t.equal(p:fitting(0.22), 20)
@@ -48,14 +49,14 @@ t.test('as many steps as fit, no fewer than the least, and no more than window a
   t.equal(p:fitting(0), 4)
   t.equal(p:fitting(), 20)
   p = pace()
-  p:note(20, 0.6, 0.02) -- 0.03 s a step: in 95 % of 0.32 s there is time for 9
+  p:note(20, 0.6, 0.02) -- 0.03 s per step: 9 steps fit into 95 % of 0.32 s
   t.equal(p:fitting(10), 9)
   t.equal(p:fitting(), 9)
   t.equal(pace():fitting(0.01), 20, 'nothing is known yet')
   t.equal(known { steps = 2 }:fitting(0), 2, 'the least is not more than all')
 end)
 
-t.test('a window begins when it will be made; one that follows follows', function()
+t.test('a window begins when it will be ready; a following one continues', function()
   local p = known()
   local first, torn = p:place(100, nil, 0)
   t.equal(first, 7, '0.22 s, and 0.04 s to be sure, are 6.5 frames')
@@ -69,8 +70,8 @@ t.test('a window begins when it will be made; one that follows follows', functio
   t.equal((p:place(90, nil, 5)), 5, 'nothing is put before what is shown')
 end)
 
-t.test('how much later than it could a window is shown', function()
-  local p = known() -- 0.32 s of sound, 0.1 s ahead, 0.22 s for making, 0.04 s to be sure: 17 frames
+t.test('how much later than necessary a window is shown', function()
+  local p = known() -- 0.32 s of sound, 0.1 s look-ahead, 0.22 s of work, 0.04 s margin: 17 frames
   t.equal(p:late(17, 100, 0.1), 0)
   t.equal(p:late(27, 100, 0.1), 10)
   t.equal(p:late(12, 100, 0.1), -5)

@@ -1,6 +1,6 @@
--- The page of `crescent serve` in Chromium, used as a person uses it: with files, clicks and keys, on a desk and on a phone.
--- CR_SLOW=1 adds what takes longer, and looks at every state in five looks in place of two. CR_PICTURES=DIR writes what there
--- was to see.
+-- The page of `crescent serve` in Chromium, used like a person would, with files, clicks and keys, on a desktop and
+-- on a phone. CR_SLOW=1 adds slower tests, and examines every state in five appearances instead of two.
+-- CR_PICTURES=DIR writes screenshots.
 
 local t = require 'tests.support.tap'
 local browser = require 'tests.support.browser'
@@ -48,7 +48,7 @@ end
 
 local function address(of) return ('http://127.0.0.1:%d/'):format((of or server).port) end
 
--- The page, once it knows the server's settings.
+-- The page, after it has received the server's settings.
 local function open(look)
   local page = browser.open(address(), look or LOOKS[1])
   page:wait "document.querySelectorAll('#simple .row').length > 0"
@@ -60,7 +60,7 @@ for role in ('button link textbox searchbox spinbutton checkbox switch radio com
   ROLES[role] = true
 end
 
--- Looks at the page as it is in every look: contrast, sizes, structure, names of all that can be used.
+-- Checks the current state of the page in every appearance: contrast, sizes, structure, accessible names.
 local function inspect(page, state)
   for _, look in ipairs(SHOWN) do
     page:look(look)
@@ -77,9 +77,9 @@ local function inspect(page, state)
   t.ok(true)
 end
 
--- The browser had nothing to complain of, such as an exception, what the server's policy forbids, or a missing file.
+-- The browser reported no exception, policy violation or missing file.
 local function content(page)
-  for _, text in ipairs(page.wrong) do t.ok(text:find '404.*/preview', text) end -- a picture may be gone as soon as it is told
+  for _, text in ipairs(page.wrong) do t.ok(text:find '404.*/preview', text) end -- a preview may be deleted as soon as it is announced
   page.wrong = {}
 end
 
@@ -87,7 +87,7 @@ local function choose_video(page, path)
   page:choose(page:sees '#video-empty' and '#video-file' or '#video-other', path or service.video)
 end
 
--- Chooses the demonstration's voice and waits until it is there; slot: of which person.
+-- Chooses the demonstration's voice and waits for the upload; slot: the person.
 local function choose_voice(page, slot)
   slot = slot or '#voice'
   page:choose(slot .. ' input[type=file]', service.sound)
@@ -108,7 +108,7 @@ local function state_of(page) return page:text '#job-state' end
 local function wait_state(page, state) page:wait(("document.querySelector('#job-state').textContent === '%s'"):format(state)) end
 local function value_of(page, expression) return page:eval("document." .. expression) end
 
--- A film of two people, twelve frames; its path.
+-- A film of two people with twelve frames; returns its path.
 local function two_people()
   local path = child.folder .. '/two.mp4'
   if not child.exists(path) then
@@ -122,11 +122,11 @@ local function two_people()
   return path
 end
 
--- ---- a video from its beginning to its end -----------------------------------------------------------
+-- ---- making a video -----------------------------------------------------------
 
 local page
 
-test('a video is made: files, who speaks, settings, progress', function()
+test('making a video: files, person, settings, progress', function()
   page = open()
   inspect(page, 'empty')
   t.equal(page:text '#summary', 'Still wanted: a video and a voice.')
@@ -155,7 +155,7 @@ test('a video is made: files, who speaks, settings, progress', function()
   t.equal(job.settings.duration, 0.4)
 end)
 
-test('the result stands beside its source, and plays', function()
+test('the result is shown beside its source, and plays', function()
   page:wait "document.querySelector('#result').readyState > 2 && document.querySelector('#source').readyState > 2"
   inspect(page, 'done')
   t.equal(page:text '#time', '0:00.0 / 0:00.4')
@@ -170,7 +170,7 @@ test('the result stands beside its source, and plays', function()
   page:eval "document.querySelector('#screen').focus()"
   page:press '.'
   page:wait "Math.abs(document.querySelector('#source').currentTime - 0.24) < 0.001"
-  -- The divider: dragged, and by keys.
+  -- The divider: with the mouse and with keys.
   t.equal(value_of(page, "querySelector('#divider').ariaValueNow"), '50')
   page:drag('#divider', 150, 0)
   local at = tonumber(value_of(page, "querySelector('#divider').ariaValueNow"))
@@ -179,7 +179,7 @@ test('the result stands beside its source, and plays', function()
   t.near(tonumber(value_of(page, "querySelector('#divider').ariaValueNow")), at - 2, 1)
   page:press 'End'
   t.equal(value_of(page, "querySelector('.pane.of-result').style.clipPath"), 'inset(0px 0px 0px 100%)')
-  -- Sound of one of them, or of none.
+  -- The sound of one of them, or none.
   local function muted() return page:eval "['result', 'source'].map(id => document.getElementById(id).muted).join(' ')" end
   t.equal(muted(), 'false true')
   page:click '#sounds button[value=source]'
@@ -232,9 +232,9 @@ test('report, download, history, another one like it, delete', function()
   content(page)
 end)
 
--- ---- what goes wrong ---------------------------------------------------------------------------------
+-- ---- errors ---------------------------------------------------------------------------------
 
-test('what is missing or wrong is said where it belongs', function()
+test('missing and invalid input is reported beside its field', function()
   page = open()
   page:click '#go'
   t.equal(page:text '#video-problem-empty', 'Add a video.')
@@ -244,7 +244,7 @@ test('what is missing or wrong is said where it belongs', function()
   t.ok(page:text '#video-problem':find 'demo.flac has no picture', page:text '#video-problem')
   choose_video(page, child.file('words.mp4', ('no video at all\n'):rep(100)))
   page:wait "document.querySelector('#video-problem').textContent.startsWith('The file is neither a video')"
-  t.equal(#page.wrong, 1, 'the refused upload') -- the browser itself writes down each refusal
+  t.equal(#page.wrong, 1, 'the refused upload') -- the browser logs each refusal itself
   page.wrong = {}
   page:drop('#video-stage', service.video)
   found(page, 1)
@@ -260,7 +260,7 @@ test('what is missing or wrong is said where it belongs', function()
   inspect(page, 'wrong')
   set(page, 'steps', '1')
   t.ok(not page:sees '#problem-steps')
-  -- What only the server knows, in a setting that is not open yet.
+  -- A problem that only the server detects, in a setting that is not visible yet.
   page:click '#all summary'
   set(page, 'guidance_interval', '3')
   page:click '#all summary'
@@ -293,7 +293,7 @@ slow_test('a job is cancelled, and fails, and is tried again', function()
   page:wait(("location.hash !== '%s'"):format(first))
   wait_state(page, 'Failed')
   content(page)
-  -- A long job is cancelled while it runs; another waits behind it.
+  -- A long job is cancelled while it runs; another one waits behind it.
   page:click '#change'
   page:wait "location.hash === ''"
   choose_video(page)
@@ -337,9 +337,9 @@ slow_test('the connection goes and comes back: the page goes on', function()
   page:wait "document.querySelector('#voice [data-part=problem]').textContent === 'The connection broke while the file was sent.'"
   start_server { '--port', tostring(server.port) }
   page:wait "!document.querySelector('#offline').checkVisibility()"
-  page:wait "document.querySelector('#voice [data-part=facts]').textContent.includes('s · ')" -- sent again, unasked
+  page:wait "document.querySelector('#voice [data-part=facts]').textContent.includes('s · ')" -- uploaded again automatically
   page:eval(("location.hash = '%s'"):format(job))
-  wait_state(page, 'Running') -- again, from its start
+  wait_state(page, 'Running') -- again, from the beginning
   page:wait "document.querySelector('#progress-stage').textContent === 'Making frames'"
   page:click '#cancel'
   wait_state(page, 'Cancelled')
@@ -367,12 +367,12 @@ slow_test('what a browser cannot play is made all the same', function()
   content(page)
 end)
 
--- ---- other ways to go --------------------------------------------------------------------------------
+-- ---- other ways of use --------------------------------------------------------------------------------
 
 slow_test('a voice is recorded', function()
   page = open(LOOKS[3])
   page:click '#voice [data-part=record]'
-  page:wait "parseFloat(document.querySelector('#voice [data-part=level]').style.width) > 0" -- Chromium's microphone beeps
+  page:wait "parseFloat(document.querySelector('#voice [data-part=level]').style.width) > 0" -- Chromium's fake microphone beeps
   inspect(page, 'recording')
   page:wait "document.querySelector('#voice [data-part=elapsed]').textContent !== '0:00'"
   page:click '#voice [data-part=stop]'
@@ -386,13 +386,13 @@ slow_test('a voice is recorded', function()
   content(page)
 end)
 
-test('two people, each with a voice, by keys alone', function()
+test('two people, each with a voice, by keyboard only', function()
   page = open()
   choose_video(page, two_people())
   found(page, 2)
   choose_voice(page)
   inspect(page, 'people')
-  -- Every stop of Tab can be seen, and all there is to use is one; of choices that belong together one is.
+  -- Every tab stop is visible, and every control is one; of a group of radio buttons, one is.
   page:eval "document.querySelector('.brand').focus()"
   local stops, seen = {}, {}
   repeat
@@ -404,7 +404,7 @@ test('two people, each with a voice, by keys alone', function()
   for _, name in ipairs { 'video', 'video-other', 'video-remove', 'each', 'who', 'preset', 'set-steps', 'set-seed', 'all-title', 'go' } do
     t.ok(seen[name], name .. ' is not reached by Tab: ' .. table.concat(stops, ', '))
   end
-  -- Who: arrows go from one to the next.
+  -- The person: arrow keys move between them.
   page:eval "document.querySelector('[name=who]:checked').focus()"
   page:press 'ArrowRight'
   t.equal(value_of(page, "querySelector('[name=who]:checked').value"), 'all')
@@ -452,7 +452,7 @@ slow_test('a server with a token: the page asks for it and keeps it', function()
   page:press 'Enter'
   page:wait "document.querySelectorAll('#simple .row').length > 0"
   choose_video(page)
-  found(page, 1) -- by way of an upload, events and a picture
+  found(page, 1) -- through an upload, events and a preview
   page:wait "document.querySelector('#people img').naturalWidth > 20"
   page:visit(address(guarded))
   page:wait "document.querySelectorAll('#simple .row').length > 0"

@@ -1,5 +1,5 @@
---- People who are followed: neighbours, hands, walks, cuts. Films of known places (tests/support/film.lua), seen by the
---- trained detector and mesh.
+--- Tracking of people: neighbours, hands, walks, cuts. Films with known positions (tests/support/film.lua), seen by
+--- the trained detector and mesh.
 
 local cases = require 'tests.support.people_cases'
 local choice = require 'models.latentsync.choice'
@@ -9,13 +9,14 @@ local film = require 'tests.support.film'
 local people = require 'models.latentsync.people'
 local t = require 'tests.support.tap'
 
-local finder -- of all tests
+local finder -- shared by all tests
 if t.has_fetched 'face/face_landmark.tflite' then
   finder = face.load()
   for _, name in ipairs { 'anna', 'bert', 'carl' } do finder:find_all(film.person(name)(0)) end
 end
 
--- Nobody else's mouth is made, and who can be seen is made, but for a few frames where it is not clear yet who they are.
+-- Nobody else's mouth is generated, and visible people are, except for a few frames in which their identity is not
+-- clear yet.
 local function check(case)
   local result = cases.go(finder, case)
   local shown = cases.runs(result)
@@ -40,11 +41,11 @@ for _, case in ipairs(list) do
 end
 
 t.with_shared('real people', function(shared)
-  t.keeps_storages() -- their pictures
+  t.keeps_storages() -- the people's images
   for _, case in ipairs(cases.real(shared)) do check(case) end
 end)
 
-t.test('frames that are looked at together give what each gives by itself', function()
+t.test('frames that are analysed together give the same results as one by one', function()
   t.face_models()
   local function scene(i)
     local layers = { { film.person 'anna'(i), x = 4 + 3 * i, y = 30 }, { film.person 'bert'(i), x = 260, y = 20 } }
@@ -76,7 +77,7 @@ t.test('frames that are looked at together give what each gives by itself', func
   finder:reset()
 end)
 
-t.test('with cuts = false none is looked for', function()
+t.test('with cuts = false, cuts are not detected', function()
   local crowd = people.open { finder = { detect = function() return {} end }, cuts = false }
   for i = 0, 3 do
     local frame = cr.full({ 120, 160, 3 }, 200 * (i % 2), { dtype = 'u8' })
@@ -85,7 +86,7 @@ t.test('with cuts = false none is looked for', function()
   end
 end)
 
-t.test('a choice that is none is refused', function()
+t.test('an invalid choice is refused', function()
   for _, text in ipairs { '0', '-1', 'biggest', '12,', '3,4,5', '' } do t.ok(not choice.holds(text), text) end
   for _, text in ipairs { '1', '12', 'largest', 'first', 'left', 'right', 'speaking', 'all', '640,360' } do
     t.ok(choice.holds(text), text)

@@ -1,16 +1,16 @@
---- What surrounds the program: the folder it runs in, signals, closed streams, killed children.
+--- The program's environment: current folder, signals, closed streams, killed children.
 
 local t = require 'tests.support.tap'
 local lfs = require 'lfs'
 local child = require 'tests.support.child'
 
-t.test('no module of the current folder runs', function()
+t.test('no module in the current folder is loaded', function()
   local folder = child.folder .. '/hostile'
   assert(lfs.mkdir(folder))
   for _, name in ipairs { 'argparse', 'cjson', 'lfs', 'luv', 'lyaml', 'jit' } do
     child.file('hostile/' .. name .. '.lua', 'print "hostile" os.exit(9)')
   end
-  -- Libraries too, which act as soon as they are loaded.
+  -- Libraries too, which run code as soon as they are loaded.
   child.file('hostile.c', '#include <unistd.h>\n__attribute__((constructor)) static void act(void) ' ..
     '{ if (write(1, "hostile\\n", 8)) _exit(9); }')
   local library = child.folder .. '/hostile.so'
@@ -58,7 +58,7 @@ t.test('SIGHUP ends a run as SIGTERM does, unless it was ignored at the start', 
   t.ok(r.out:find 'done', r.out)
 end)
 
-t.test('a closed pipe and a limit on files are write errors', function()
+t.test('a closed pipe and a file size limit are write errors', function()
   local r = child.run({ '-c', '{ "$0" -e "while true do print(1) end"; echo $? >&2; } | head -n 1', child.program },
     { program = '/bin/sh' })
   t.equal(r.err, 'crescent: cannot write to standard output: Broken pipe\n1\n')
@@ -71,7 +71,7 @@ t.test('a closed pipe and a limit on files are write errors', function()
   t.equal(r.code, 0, r.err)
 end)
 
-t.test('a script that ends by os.exit finishes what it says went well', function()
+t.test('a script that ends by os.exit still flushes its output', function()
   local path = child.folder .. '/exit.mp4'
   local unfreed = { env = { ASAN_OPTIONS = 'intercept_tls_get_addr=0:detect_leaks=0' } } -- os.exit frees nothing
   local text = [[
@@ -101,7 +101,7 @@ t.test('a script that ends by os.exit finishes what it says went well', function
       { program = '/bin/sh' })
     t.equal(r.err, 'crescent: cannot write to standard output: No space left on device\n')
     t.equal(r.code, 1)
-    -- more than its buffer holds: the write fails, not the flush at the end
+ -- more than its buffer: a write fails, not the flush at the end
     r = child.run({ '-c', 'exec "$0" -e "$1" >/dev/full', child.program, ('io.write(("x"):rep(1e5)) os.exit(%s)'):format(code) },
       { program = '/bin/sh' })
     t.equal(r.err, 'crescent: cannot write to standard output: a write has failed\n')
@@ -109,7 +109,7 @@ t.test('a script that ends by os.exit finishes what it says went well', function
   end
 end)
 
-t.test('little address space is refused in a sentence', function()
+t.test('too little address space gives one sentence', function()
   if child.program:find '/sanitize' then t.skip 'a sanitizer takes all address space' end
   local seen = {}
   for kilobytes = 60000, 130000, 5000 do
@@ -141,7 +141,7 @@ end)
 
 local function script(name, text, args, options) return child.run({ child.file(name, text), unpack(args or {}) }, options) end
 
-t.test('an error in a callback of luv ends a script with one sentence and its place, and leaves nothing behind', function()
+t.test('an error in a luv callback ends a script with one sentence and its position, and leaves nothing', function()
   assert(lfs.mkdir(child.folder .. '/films'))
   local begin = [[
     local cr, uv, folder = require 'cr', require 'luv', ...
@@ -171,7 +171,7 @@ t.test('an error in a callback of luv ends a script with one sentence and its pl
   end
 end)
 
-t.test('no module of the current folder runs in a thread', function()
+t.test('no module in the current folder is loaded in a thread', function()
   local folder = child.folder .. '/hostile'
   local r = child.run({ '-e', [[
     local thread = uv.new_thread(function() print(pcall(require, 'lyaml_')) require 'lyaml' end)
@@ -180,7 +180,7 @@ t.test('no module of the current folder runs in a thread', function()
   t.ok(r.out:find '^false', r.out)
 end)
 
-t.test('a child that a signal killed has failed', function()
+t.test('a child that was killed by a signal has failed', function()
   local r = child.run({ '-c', 'kill -KILL $$' }, { program = '/bin/sh' })
   t.equal(r.code, 137)
   t.equal(r.signal, 9)

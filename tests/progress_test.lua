@@ -1,9 +1,9 @@
---- Progress, on a clock of its own: which step of which window, and the time left.
+--- Progress with a simulated clock: the step of the window, and the remaining time.
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
 
--- What is printed by a script whose clock stands but for wait(seconds).
+-- The output of a script whose clock only advances by wait(seconds).
 local function printed(code)
   local result = child.run { '-e', [[
     local time = 100
@@ -15,7 +15,7 @@ local function printed(code)
   return result.err
 end
 
-t.test('a job of frames: the step and its window, and the time left from the first step on', function()
+t.test('a job of frames: step, window, and remaining time from the first step on', function()
   local text = printed [[
     local p = progress.new { total = 20 }
     p:measure('denoise', 0, function()
@@ -29,7 +29,7 @@ t.test('a job of frames: the step and its window, and the time left from the fir
     '0/20 frames  0:00 left  step 3 of 3 in window 2 of 2\n')
 end)
 
-t.test('cells of steps: the same, with what comes between the steps', function()
+t.test('cells with steps: the same, including the time between the steps', function()
   local text = printed [[
     local p = progress.new { unit = 'steps' }
     p:expect(4)
@@ -38,7 +38,7 @@ t.test('cells of steps: the same, with what comes between the steps', function()
       for k = 1, 2 do wait(2) p:step(1, 1, k, 2) p:advance(1) end
     end]]
   t.ok(text:find '\n0/4 steps  step 1 of 2 in window 1 of 1\n', 'one step tells nothing yet: ' .. text)
-  -- Two are done, and a third is drawn before it counts: 14 seconds after the first, 7 a step.
+  -- Two are done, and the third is drawn before it counts: 14 seconds after the first one, 7 per step.
   t.ok(text:find '2/4 steps  [%d.]+ steps/s  0:14 left  step 1 of 2 in window 1 of 1\n', text)
 end)
 

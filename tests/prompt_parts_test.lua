@@ -1,12 +1,11 @@
---- What the prompt is made of, without a terminal: how values are shown, what may be completed, pictures by every
---- terminal's protocol.
+--- Parts of the prompt, without a terminal: formatting of values, completion, images by every terminal protocol.
 
 local ffi = require 'ffi'
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local child = require 'tests.support.child'
 
-t.test('how values are shown', function()
+t.test('formatting of values', function()
   local text = require 'cr.tools.prompt.values'.text
   t.equal(text(nil), 'nil')
   t.equal(text 'a\nb', '"a\\nb"')
@@ -24,7 +23,7 @@ t.test('how values are shown', function()
   t.ok(text(wide):find('\n  second = { x = "b', 1, true), text(wide))
 end)
 
-t.test('what may be completed', function()
+t.test('completion', function()
   local complete = require 'cr.tools.prompt.complete'.complete
   local function is(before, first, wanted)
     local at, list = complete(before, require 'cr.tools.prompt'.commands())
@@ -52,7 +51,7 @@ t.test('what may be completed', function()
   is('? dpmpp_2', 3, 'dpmpp_2m')
   is('retu', 1, 'return')
   is('x = "' .. cr.root .. '/READ', 6, cr.root .. '/README.md')
-  _G.schedulers, _G.nn, _G.cr = require 'cr.schedulers', require 'cr.nn', cr -- as the prompt has them
+  _G.schedulers, _G.nn, _G.cr = require 'cr.schedulers', require 'cr.nn', cr -- as in the prompt
   is('schedulers.load("dpmpp_2', 18, 'dpmpp_2m')
   is("s = schedulers.help 'eul", 22, 'euler')
   is('cr.generator(1, "torch', 18, 'torch-cpu')
@@ -65,7 +64,7 @@ t.test('what may be completed', function()
   t.equal(#list, 0, 'a field of nothing')
 end)
 
-t.test('a local that nobody can use any more keeps a hint', function()
+t.test('a local variable of an earlier line gets a hint', function()
   local hint = require 'cr.tools.prompt.run'.hint
   for _, case in ipairs {
     { 'local a = 5', 'a' }, { 'x = 1; local a, b = 2, 3', 'a, b' }, { 'local function f(x) return x end', 'f' }, { 'local a', 'a' },
@@ -75,7 +74,7 @@ t.test('a local that nobody can use any more keeps a hint', function()
     'for i = 1, 2 do local a = i end', 'locals = 3', 'x.local_name = 1' } do t.equal(hint(code), nil, code) end
 end)
 
-t.test('what waits for more lines, and what is wrong as it is', function()
+t.test('incomplete input waits for more lines, invalid input is an error', function()
   local run = require 'cr.tools.prompt.run'
   local function waits(text)
     local chunk, problem = run.compile(text, 'x')
@@ -85,7 +84,7 @@ t.test('what waits for more lines, and what is wrong as it is', function()
   for _, text in ipairs { '= 1 2', 'a b', '1 2', 'x = )', 'end', 'return 1 2' } do t.equal(waits(text), false, text) end
 end)
 
-t.test('pictures by every protocol', function()
+t.test('images by every protocol', function()
   local display = require 'cr.tools.display'
   cr.scope(function()
     local x = cr.arange(0, 1, 1 / 255):view(16, 16)
@@ -112,7 +111,7 @@ t.test('pictures by every protocol', function()
     local nan = cr.full({ 2, 2 }, 0 / 0)
     t.equal(display.rgb(nan):max():item(), 0)
     if pcall(ffi.load, 'libsixel.so.1') then
-      -- It stays in memory, so that the leak checker can name it (tests/support/lsan.supp).
+      -- It stays loaded, so that the leak checker can name it (tests/support/lsan.supp).
       ffi.cdef 'void *dlopen(const char *file, int flags);'
       ffi.C.dlopen('libsixel.so.1', 0x1002) -- RTLD_NOW | RTLD_NODELETE
       local sixel = display.encode(rgb, { protocol = 'sixel', columns = 80, rows = 24 })

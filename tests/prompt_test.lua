@@ -1,4 +1,4 @@
---- The prompt in a real terminal (tmux): what is typed, completed, interrupted, shown and remembered.
+--- The prompt in a real terminal (tmux): typing, completion, interruption, output and history.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -22,7 +22,7 @@ local function screen() return tmux 'capture-pane -p -J -S - -t a' end
 
 local has_tmux = shell 'command -v tmux' ~= ''
 
--- Waits until the screen holds the text.
+-- Waits until the screen contains the text.
 local function expect(text)
   local shown
   local come = t.wait(function()
@@ -45,12 +45,12 @@ local function clear()
   tmux 'clear-history -t a'
 end
 
--- A prompt in a new terminal; `environment` is put before the command.
+-- A prompt in a new terminal; `environment` precedes the command.
 local function start(environment)
   if not has_tmux then t.skip 'tmux is missing: apt-get install tmux' end
   if tmux 'list-sessions' ~= '' then
     tmux 'kill-server'
-    socket = socket .. '-' -- a server that is still ending would take the new session with it
+    socket = socket .. '-' -- a server that is still ending would end the new session, too
   end
   local command = ("trap : INT; cd '%s'; env XDG_STATE_HOME='%s/state' TMUX= COLORTERM=truecolor %s '%s'; echo status $?; sleep 3600")
     :format(child.folder, child.folder, environment or '', child.program)
@@ -145,7 +145,7 @@ t.test('completion', function()
   key 'C-c'
 end)
 
-t.test('a task runs on while a line is typed', function()
+t.test('a task continues while a line is typed', function()
   in_session()
   clear()
   line 'function told(name) while not io.open(name) do cr.sleep(0.01) end end'
@@ -161,7 +161,7 @@ t.test('a task runs on while a line is typed', function()
   expect 'crescent> 1000 + 234\n1234\n'
 end)
 
-t.test('an error in a callback is told, and the session and its variables stay', function()
+t.test('an error in a callback is reported; the session and its variables stay', function()
   in_session()
   clear()
   line 'kept = 4321'
@@ -180,7 +180,7 @@ end)
 
 -- ---- interruption -------------------------------------------------------------------------------
 
-t.test('Ctrl-C stops what runs and keeps variables', function()
+t.test('Ctrl-C stops the running code and keeps variables', function()
   in_session()
   clear()
   line 'print("co" .. "unts") n = 0 while true do n = n + 1 end'
@@ -201,7 +201,7 @@ t.test('Ctrl-C stops what runs and keeps variables', function()
   line '"after " .. 2'
   expect '"after 2"'
   send 'garbage'
-  expect 'crescent> garbage' -- the terminal drops what nobody has read
+  expect 'crescent> garbage' -- the terminal discards unread input
   key 'C-c'
   line '"after " .. 3'
   expect 'garbage^C\ncrescent> "after " .. 3\n"after 3"'
@@ -211,7 +211,7 @@ t.test('Ctrl-C stops what runs and keeps variables', function()
   expect '1 task stopped'
 end)
 
-t.test('Ctrl-C ends a loop, again and again; CR_SLOW=1, on an idle machine: in less than 200 ms', function()
+t.test('Ctrl-C ends loops repeatedly; with CR_SLOW=1, on an idle machine: in less than 200 ms', function()
   local clock = require 'cr.clock'
   local terminal = require 'tests.support.pty'.start(child.program, { TERM = 'dumb', XDG_STATE_HOME = child.folder })
   t.ok(terminal:wait 'crescent> ', terminal.text)
@@ -229,7 +229,7 @@ t.test('Ctrl-C ends a loop, again and again; CR_SLOW=1, on an idle machine: in l
     end
     table.sort(times)
     print(('# %s: interrupted in %.0f ms'):format(code, times[2] * 1e3))
-    -- A machine that others use too says nothing of the speed.
+    -- On a busy machine the time says nothing.
     local idle = io.open '/proc/loadavg':read '*n' < #uv.cpu_info()
     t.ok(os.getenv 'CR_SLOW' ~= '1' or not idle or times[2] < 0.2, ('%s: %.0f ms'):format(code, times[2] * 1e3))
   end
@@ -284,7 +284,7 @@ t.test('time, memory and a trace', function()
   expect '[256 256]                prompt:1'
   line ':trace -o t.json big:matmul(big) + 1'
   expect '2 operations'
-  expect 't.json: open it in ui.perfetto.dev' -- said once it is written
+  expect 't.json: open it in ui.perfetto.dev' -- printed after it is written
   local text = read_file 't.json'
   if not t.ok(text, 'no t.json') then return end
   local names = {}
@@ -314,7 +314,7 @@ t.test('load and reload', function()
   expect 'error: load: missing.lua: No such file'
 end)
 
-t.test('pictures and curves', function()
+t.test('images and plots', function()
   in_session()
   clear()
   line ':show cr.arange(0, 1, 0.01):view(1, 101):expand(20, 101)'
@@ -331,7 +331,7 @@ t.test('pictures and curves', function()
   expect ' 121'
 end)
 
--- ---- from run to run ----------------------------------------------------------------------------
+-- ---- history ----------------------------------------------------------------------------
 
 t.test('history and the end', function()
   in_session()
@@ -358,7 +358,7 @@ t.test('history and the end', function()
   key('C-c', 'C-c')
   line ':restart'
   expect '? for help'
-  key 'Up' -- what was typed last is in the new session's history, its variables are not
+  key 'Up' -- the last input is in the new session's history; its variables are not.
   key 'Up'
   expect 'crescent> last_row * 21'
   key 'Enter'
@@ -368,12 +368,12 @@ t.test('history and the end', function()
   tmux 'kill-server'
 end)
 
--- Numbers may differ (times do), and so may the spaces that align them.
+-- Numbers may differ (times do), and so may alignment spaces.
 local function plainly(text)
   return (text:gsub('%d+%.?%d*', '0'):gsub('0 [mu]s', '0 ms'):gsub(' +', ' '):gsub('%s+$', ''))
 end
 
-t.test('the transcript of lua/README.md is what happens', function()
+t.test('the transcript in lua/README.md is accurate', function()
   start()
   local file = assert(io.open(cr.root .. '/lua/README.md', 'rb'))
   local section = file:read '*a':match '\n## The prompt\n(.*)'
@@ -383,7 +383,7 @@ t.test('the transcript of lua/README.md is what happens', function()
   for command in transcript:gmatch 'crescent> ([^\n]+)' do
     line(command)
     typed = typed + 1
-    -- What comes next is typed when this has ended.
+    -- The next line is typed after this one has finished.
     t.wait(function() return select(2, screen():gsub('crescent> ', '')) > typed end)
   end
   t.ok(typed >= 6, typed .. ' commands')

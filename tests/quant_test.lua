@@ -1,5 +1,5 @@
---- Quantized numbers on the CPU: every rounding against its definition, products and convolutions of int8 exactly
---- against whole numbers in float64, the others against float64 of the very numbers that the codes stand for.
+--- Quantization on the CPU: every rounding compared with its definition, int8 products and convolutions exactly with
+--- integers in float64, the others with float64 on the dequantized values.
 
 local ffi = require 'ffi'
 local cr = require 'cr'
@@ -32,7 +32,7 @@ local function listed(codes)
   return table.concat(got, ' ')
 end
 
-t.test('E4M3: codes of all halves and of all midpoints are the nearest, ties to even', function()
+t.test('E4M3: all f16 numbers and all midpoints round to nearest, ties to even', function()
   local values, want = table_of.cases()
   local p, wrong, first = codes_of(values, 'fp8'):pointer(), 0, nil
   for i, v in ipairs(values) do
@@ -45,12 +45,12 @@ t.test('E4M3: codes of all halves and of all midpoints are the nearest, ties to 
   t.ok(wrong == 0, ('%d of %d are wrong: %s'):format(wrong, #values, first or ''))
 end)
 
-t.test('E4M3: what is too large becomes 448, nan stays', function()
+t.test('E4M3: large values become 448, NaN stays NaN', function()
   local codes = codes_of({ 448, 463.99, 464, 1e6, -1e30, math.huge, -math.huge, nan, -0.0 }, 'fp8')
   t.equal(listed(codes), '126 126 126 126 254 126 254 127 128')
 end)
 
-t.test('E4M3: codes back to numbers', function()
+t.test('E4M3: dequantization', function()
   local codes = cr.arange(0, 255, 1, { dtype = 'i32' }):to 'u8':view(2, 128)
   local y = quant.dequantize({ codes = codes, scale = cr.tensor { 1, 2 } })
   local p, wrong = y:pointer(), 0
@@ -64,7 +64,7 @@ t.test('E4M3: codes back to numbers', function()
   t.equal(wrong, 0)
 end)
 
-t.test('int8: the nearest, ties to even, 127 at most, nan 0', function()
+t.test('int8: round to nearest, ties to even, at most 127, NaN becomes 0', function()
   local codes = codes_of({ 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, 1e30, -126.5, -127.5, -1e30, math.huge, -math.huge, nan }, 'int8')
   t.equal(codes.dtype, 'i8')
   t.equal(listed(codes), '0 2 2 0 -2 126 127 127 -126 -127 -127 127 -127 0')
@@ -78,7 +78,7 @@ t.test('int8: the nearest, ties to even, 127 at most, nan 0', function()
   t.equal(wrong, 0)
 end)
 
-t.test('scales are of the largest magnitude of a row', function()
+t.test('scales come from the largest magnitude of a row', function()
   for format, most in pairs { fp8 = 448, int8 = 127 } do
     local x = cr.tensor { { 1, -7, 2 }, { 0, 0, 0 }, { 1e-3, 0, 5e-4 } }
     local q = quant.quantize(x, { format = format })
@@ -92,7 +92,7 @@ t.test('scales are of the largest magnitude of a row', function()
   end
 end)
 
-t.test('a nan or an infinity is seen in what becomes of it', function()
+t.test('NaN and infinity are visible in the result', function()
   local x = cr.tensor { { 1, nan }, { 1, math.huge }, { 1, 2 } }
   local z = quant.dequantize(quant.quantize(x, { format = 'fp8' })):pointer()
   t.ok(z[0] == 1 and z[1] ~= z[1], 'E4M3: a nan is alone')
@@ -103,7 +103,7 @@ t.test('a nan or an infinity is seen in what becomes of it', function()
   t.near(quant.dequantize(quant.quantize(x)):narrow(1, 3, 1), cr.tensor { { 1, 2 } }, 1e-2)
 end)
 
-t.test('divisors, before scales and without them', function()
+t.test('smoothing divisors, with and without scales', function()
   local x, divisor = cr.randn(5, 33), cr.rand(33) + 0.5
   for _, format in ipairs { 'int8', 'fp8' } do
     local inverse = cr.ones(33) / divisor
@@ -139,7 +139,7 @@ end)
 
 local function wide(x) return x and x:to 'f64' end
 
--- Whole numbers -n .. n as f32.
+-- Integers -n .. n as f32.
 local function whole(n, ...) return (cr.rand(...) * (2 * n + 1) - n - 0.5):round() end
 
 local function activated(y, act)
@@ -153,13 +153,13 @@ t.test('products of int8 are exact', function()
       local a, b = whole(127, m, k), whole(127, n, k)
       local w = { weight = b:to 'i8', scale = cr.ones(n) }
       local y = nn.linear(w, { codes = a:to 'i8', dtype = 'f32' })
-      -- f32 holds these sums only to 24 bits: the sums are exact, and rounded once.
+      -- f32 represents such sums with 24 bits: the sums are exact, and rounded once.
       same(y, nn.linear({ weight = wide(b) }, wide(a)):to 'f32', ('%d %d %d'):format(m, k, n))
     end)
   end
 end)
 
-t.test('what follows a product of int8', function()
+t.test('epilogues of int8 products', function()
   for _, act in ipairs { 'none', 'silu', 'gelu', 'relu' } do
     for _, dynamic in ipairs { false, true } do
       cr.scope(function()
@@ -212,7 +212,7 @@ t.test('convolutions of int8 are exact', function()
   end
 end)
 
-t.test('products and convolutions of E4M3 and int4 are those of the numbers', function()
+t.test('products and convolutions of E4M3 and int4 use the dequantized values', function()
   for _, size in ipairs { { 1, 16, 16 }, { 3, 18, 5 }, { 33, 64, 48 }, { 7, 2, 1 }, { 129, 320, 33 } } do
     local m, k, n = unpack(size)
     for _, format in ipairs { 'fp8', 'int4' } do
@@ -279,7 +279,7 @@ local function free_layer(w)
   end
 end
 
-t.test('how much a layer loses', function()
+t.test('the error of a layer', function()
   local most = { int8 = 0.02, fp8 = 0.05, int4 = 0.16 }
   for format, bound in pairs(most) do
     for _, how in ipairs { 'rows', 'smooth', 'input' } do
@@ -300,7 +300,7 @@ t.test('how much a layer loses', function()
   end
 end)
 
-t.test('a low-rank branch beside the codes', function()
+t.test('a low-rank branch beside a quantized weight', function()
   for _, format in ipairs { 'int8', 'fp8', 'int4' } do
     cr.scope(function()
       local w = { weight = cr.randn(24, 64), bias = cr.randn(24) }
@@ -333,7 +333,7 @@ t.test('a low-rank branch beside the codes', function()
   end)
 end)
 
-t.test('producers give what the layer takes', function()
+t.test('operations produce the format that the next layer takes', function()
   local groups = 4
   for _, format in ipairs { 'int8', 'fp8' } do
     for _, how in ipairs { 'rows', 'smooth', 'input' } do
@@ -345,7 +345,7 @@ t.test('producers give what the layer takes', function()
             input = how == 'input' and divisor or nil })
           local norm = { weight = cr.randn(32), bias = cr.randn(32) }
           local name = table.concat({ format, how, dtype }, ' ')
-          -- Before it was rounded to x's dtype; a code may stand at a tie's other side.
+          -- The value was rounded to x's dtype before, so at a tie the code may differ.
           local function matches(q, y, what)
             t.equal(q.dtype, dtype)
             local r = quant.for_layer(w, y)
@@ -387,7 +387,7 @@ t.test('producers give what the layer takes', function()
   end
 end)
 
-t.test('a layer that takes numbers gets them', function()
+t.test('a layer that takes floats gets floats', function()
   cr.scope(function()
     local plain, four = { weight = cr.randn(8, 32) }, { weight = cr.randn(8, 32) }
     quant.quantize_layer(four, { format = 'int4' })
@@ -403,7 +403,7 @@ t.test('a layer that takes numbers gets them', function()
   end)
 end)
 
-t.test('a convolution that doubles a picture', function()
+t.test('a convolution after nearest-neighbour upsampling', function()
   cr.scope(function()
     local w = { weight = cr.randn(8, 3, 3, 16) * 0.1, bias = cr.randn(8) }
     w.folded = { weight = require 'cr.nn.upsample'.fold(w.weight), bias = cr.cat({ w.bias, w.bias, w.bias, w.bias }, 1) }
@@ -422,7 +422,7 @@ t.test('a convolution that doubles a picture', function()
   end)
 end)
 
-t.test('what is wrong is said', function()
+t.test('wrong arguments are reported', function()
   local x = cr.randn(3, 8)
   local q = quant.quantize(x, { format = 'fp8' })
   local w = { weight = q.codes, scale = q.scale }
@@ -463,8 +463,8 @@ t.test('what is wrong is said', function()
   t.ok(quant.available('cpu', 'int8'))
 end)
 
--- The plain loops are reached where oneDNN may not use VNNI; conversions of bf16 too.
-t.test('on a processor with fewer instructions', function()
+-- If oneDNN may not use VNNI, the plain loops run; bf16 conversions, too.
+t.test('on a CPU with fewer instructions', function()
   if os.getenv 'ONEDNN_MAX_CPU_ISA' then t.skip 'this is that run' end
   local run = require 'tests.support.child'.run({ 'tests/quant_test.lua' }, { env = { ONEDNN_MAX_CPU_ISA = 'AVX2' } })
   t.equal(run.code, 0, run.out)

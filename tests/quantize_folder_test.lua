@@ -1,4 +1,4 @@
---- Folders that crescent quantize writes: what is in them, that they compute what was measured, and those that are wrong.
+--- Checkpoints written by crescent quantize: their contents, that they compute what was measured, and invalid ones.
 
 local cr = require 'cr'
 local child = require 'tests.support.child'
@@ -11,7 +11,7 @@ local weights = require 'cr.weights'
 
 local dir = scratch.path 'nano'
 
--- The tiny checkpoint, told to work on small pictures.
+-- The tiny checkpoint, set to small images.
 local function checkpoint()
   if lfs.attributes(dir) then return dir end
   require 'tests.support.checkpoint'.write(dir)
@@ -50,7 +50,7 @@ local function forward(folder)
   end)
 end
 
-t.test('a folder that is written, read, and written again', function()
+t.test('a folder is written, read, and written again', function()
   t.fetched 'whisper/tiny.en.safetensors'
   cr.scope(function()
     local out = scratch.path 'nano8'
@@ -81,7 +81,7 @@ t.test('a folder that is written, read, and written again', function()
   end)
 end)
 
-t.test("how large LatentSync's own UNet becomes", function()
+t.test("the size of LatentSync's UNet when quantized", function()
   local fitting, folder = require 'models.laboratory.quantizer.fitting', require 'models.laboratory.quantizer.folder'
   local recipes, unet3d = require 'models.quantize.recipe', require 'models.networks.unet3d'
   local shapes = {}
@@ -103,7 +103,7 @@ t.test("how large LatentSync's own UNet becomes", function()
   end
 end)
 
-t.test('what hurts stays as it was', function()
+t.test('layers with large errors stay unchanged', function()
   t.fetched 'whisper/tiny.en.safetensors'
   cr.scope(function()
     local out = scratch.path 'exact'
@@ -118,7 +118,7 @@ t.test('what hurts stays as it was', function()
   end)
 end)
 
-t.test('what hurts computes in 16 bits, its weight rounded to 8', function()
+t.test('layers with large errors become weight-only', function()
   t.fetched 'whisper/tiny.en.safetensors'
   cr.scope(function()
     local out = scratch.path 'weight-only'
@@ -145,7 +145,7 @@ t.test('what hurts computes in 16 bits, its weight rounded to 8', function()
   end)
 end)
 
-t.test('a variant that is made on first use', function()
+t.test('a variant is created on first use', function()
   t.fetched 'whisper/tiny.en.safetensors'
   local uv, variant = require 'luv', require 'models.laboratory.quantizer.variant'
   local before, said = os.getenv 'CR_CACHE', 0
@@ -166,7 +166,7 @@ t.test('a variant that is made on first use', function()
   if before then uv.os_setenv('CR_CACHE', before) else uv.os_unsetenv 'CR_CACHE' end
 end)
 
-t.test('a quantized folder that is damaged', function()
+t.test('damaged quantized folders', function()
   t.fetched 'whisper/tiny.en.safetensors'
   cr.scope(function()
     local out = scratch.path 'nano8'
@@ -193,7 +193,7 @@ t.test('a quantized folder that is damaged', function()
     says(function(all) all[q .. '.scale'] = cr.ones(64, 2) end, q .. '.scale has shape %[64 2%], expected %[64 1%]')
     says(function(all) all[conv .. '.scale'] = all[conv .. '.scale']:view(-1, 1):expand(-1, 2):contiguous() end,
       conv .. '.scale has shape %[%d+ 2%], expected %[%d+ 1%]')
-    -- A branch may hold zeros: nothing is divided by it.
+    -- A branch may contain zeros: nothing is divided by it.
     local zeroed = {}
     for name, x in pairs(names) do zeroed[name] = x end
     zeroed[q .. '.up'] = zeroed[q .. '.up'] * 0
@@ -205,7 +205,7 @@ t.test('a quantized folder that is damaged', function()
   end)
 end)
 
-t.test('the command, and what it refuses', function()
+t.test('the command, and its refusals', function()
   t.fetched 'whisper/tiny.en.safetensors'
   local function says(words, pattern)
     local r = child.run { 'quantize', '--checkpoint', checkpoint(), '--device', 'cpu', unpack(words) }

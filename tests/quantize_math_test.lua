@@ -1,4 +1,4 @@
---- The quantizer's arithmetic against float64: factors, low rank, rounding in groups, GPTQ.
+--- The quantizer's arithmetic compared with float64: factorizations, low rank, rounding in groups, GPTQ.
 
 local cr = require 'cr'
 local gptq = require 'models.quantize.gptq'
@@ -15,7 +15,7 @@ local function eye(n)
   return x
 end
 
--- x' x of rows that go together, as a layer's inputs do.
+-- x' x of correlated rows, like a layer's inputs.
 local function gram_of(rows, n)
   local x = randn(rows, n):matmul(randn(n, n) * 0.3 + eye(n))
   return x:t():matmul(x) / rows, x
@@ -42,7 +42,7 @@ t.test("Cholesky's factor and its inverse, odd sizes", function()
   end)
 end)
 
-t.test('orthonormal columns, of dependent ones too', function()
+t.test('orthonormal columns, also from dependent ones', function()
   t.each({ { 5, 1 }, { 33, 7 }, { 131, 32 } }, function(size)
     local y = randn(size[1], size[2])
     local q = linalg.orthonormal(y)
@@ -62,7 +62,7 @@ t.test('the best approximation of low rank', function()
     local n, k, r = unpack(size)
     local most = math.min(n, k)
     local left, right = linalg.orthonormal(randn(n, most)), linalg.orthonormal(randn(k, most))
-    -- Singular values that fall by a third each; what the first r leave over is known.
+    -- Singular values that decrease by a factor of 3; the error of a rank-r approximation is known.
     local values, tail = {}, 0
     for i = 1, most do
       values[i] = 0.66 ^ (i - 1)
@@ -80,8 +80,8 @@ t.test('the best approximation of low rank', function()
   end)
 end)
 
-t.test('rounding loses as much as its codes are wide', function()
-  -- Of normal numbers, by the greatest code.
+t.test('rounding errors match the step size', function()
+  -- For normal numbers, by the largest integer.
   t.each({ { 127, 0.012 }, { 7, 0.13 } }, { { 5, 64 }, { 33, 192 }, { 3, 100 } }, function(kind, size)
     local most, bound = unpack(kind)
     local w = randn(size[1], size[2]):to 'f32'
@@ -95,7 +95,7 @@ t.test('rounding loses as much as its codes are wide', function()
   cr.scope(function()
     local codes, scale = rounding.nearest(cr.zeros(3, 64), 7)
     t.equal(rounding.numbers(codes, scale):abs():max():item(), 0, 'zeros')
-    -- One number far out costs all others their precision, unless it counts little: then it is cut off.
+    -- A single outlier reduces the precision of all others, unless its importance is low: then it is clipped.
     local w, importance = randn(1, 64):to 'f32':contiguous(), cr.ones(64)
     w:pointer()[3], importance:pointer()[3] = 9, 0
     local cut, less = rounding.nearest(w, 7, { importance = importance })
@@ -104,7 +104,7 @@ t.test('rounding loses as much as its codes are wide', function()
   end)
 end)
 
--- GPTQ as the paper has it, on plain numbers, with the inverse of the Gram matrix worked out column by column.
+-- GPTQ as in the paper, on plain numbers, updating the inverse of the Gram matrix column by column.
 local function plain_gptq(w, N, K, inverse_gram, most, scale_of)
   local h, codes = {}, {}
   for i = 1, K do h[i] = { unpack(inverse_gram[i]) } end
@@ -117,7 +117,7 @@ local function plain_gptq(w, N, K, inverse_gram, most, scale_of)
       local e = (w[row][i] - q * s) / h[i][i]
       for j = i + 1, K do w[row][j] = w[row][j] - e * h[i][j] end
     end
-    -- The inverse of what remains once input i is gone: a step of Gauss and Jordan.
+    -- The inverse without input i: one step of Gauss-Jordan elimination.
     for a = i + 1, K do
       for b = i + 1, K do h[a][b] = h[a][b] - h[a][i] * h[i][b] / h[i][i] end
     end
@@ -125,7 +125,7 @@ local function plain_gptq(w, N, K, inverse_gram, most, scale_of)
   return codes
 end
 
-t.test('GPTQ is what the paper says', function()
+t.test('GPTQ follows the paper', function()
   cr.scope(function()
     local N, K, group = 5, 32, 16
     local gram = gram_of(90, K)
@@ -143,7 +143,7 @@ t.test('GPTQ is what the paper says', function()
   end)
 end)
 
-t.test('GPTQ loses less of the product than rounding does', function()
+t.test('GPTQ has a smaller error of the product than rounding', function()
   t.each({ { 17, 64, 64 }, { 33, 192, 64 }, { 9, 100, 64 } }, function(size)
     local N, K, group = unpack(size)
     local gram, x = gram_of(3 * K, K)

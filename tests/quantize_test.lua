@@ -1,4 +1,4 @@
---- Recipes and networks of codes on the CPU: which layers become what, what it costs, recipes from files.
+--- Recipes and quantized networks on the CPU: which layers get which format, the error, recipes from files.
 
 local cr = require 'cr'
 local apply = require 'models.quantize.apply'
@@ -16,13 +16,13 @@ local function nano_unet()
   return unet3d.new(require 'tests.support.networks'.tree(unet3d.expected(config), {}), config)
 end
 
-t.test('the UNet in each format, all of it and by patterns', function()
+t.test('the UNet in each format, completely and by patterns', function()
   cr.scope(function()
     local sample, audio = t.formula('input:sample', { 1, 2, 8, 8, 13 }), t.formula('input:audio', { 1, 2, 50, 384 })
     local net = nano_unet()
     local y = net:forward(sample, 481, audio)
     weights.free(net.w)
-    -- Bounds: of formula weights, whose errors add up as a trained network's do not.
+    -- Bounds for weights by formula, whose errors add up, unlike those of a trained network.
     local off = {}
     for format, bound in pairs { int8 = 0.12, int4 = 0.9 } do
       net = nano_unet()
@@ -51,7 +51,7 @@ t.test('the UNet in each format, all of it and by patterns', function()
   end)
 end)
 
-t.test('what is quantized gives its memory back', function()
+t.test('quantization frees the original weights', function()
   cr.scope(function()
     local net = nano_unet()
     local before, bytes, codes = cr.memory().live, 0, 0
@@ -66,13 +66,13 @@ t.test('what is quantized gives its memory back', function()
   end)
 end)
 
-t.test('codes that double a picture are folded, though a folded bias is there already', function()
+t.test('quantized upsampling convolutions are folded, although a folded bias exists already', function()
   cr.scope(function()
     local conv = { weight = cr.randn(16, 3, 3, 16), bias = cr.randn(16) }
     quant.quantize_layer(conv, { input = cr.full({ 16 }, 4 / 127) })
     local x = cr.randn(1, 5, 4, 16)
     local y = nn.upsample_conv2d(conv, x)
-    conv.folded = { bias = cr.cat { conv.bias, conv.bias, conv.bias, conv.bias } } -- as weights.tree leaves it on a card
+    conv.folded = { bias = cr.cat { conv.bias, conv.bias, conv.bias, conv.bias } } -- as weights.tree leaves it on a GPU
     setmetatable(conv, { __path = 'upsamplers.0.conv' })
     apply.fold { conv = conv }
     t.ok(quant.takes(conv.folded) == 'int8', 'it is folded')
@@ -80,7 +80,7 @@ t.test('codes that double a picture are folded, though a folded bias is there al
   end)
 end)
 
-t.test('what is loaded apart is what is quantized', function()
+t.test('the layers that are loaded separately are the quantized ones', function()
   local unet3d = require 'models.networks.unet3d'
   local config = unet3d.config(require 'tests.support.checkpoint'.unet_config(384))
   cr.scope(function()
@@ -98,14 +98,14 @@ t.test('what is loaded apart is what is quantized', function()
         t.ok(found[name], message .. ': ' .. name)
         found[name] = nil
       end
-      -- Left over are convolutions alone: without a norm before them their range is not known.
+      -- Only convolutions remain: without a norm before them their range is unknown.
       for name in pairs(found) do t.ok(name:find 'samplers' or name:find '^conv_', message .. ': ' .. name .. ' is not quantized') end
       weights.free(net.w)
     end
   end)
 end)
 
-t.test("names of fused layers, and the checkpoint's", function()
+t.test("names of fused layers, and of the checkpoint's layers", function()
   t.equal(layers.fused('unet', 'a.attn1.to_k'), 'a.attn1.to_qkv')
   t.equal(layers.fused('unet', 'a.attn2.to_v'), 'a.attn2.to_kv')
   t.equal(layers.fused('unet', 'a.attn2.to_q'), 'a.attn2.to_q')
@@ -129,7 +129,7 @@ return { unet = { { '%.to_out%.0$', 'none' }, default = '8bit' }, whisper = { de
   t.ok(both.whisper.default == 'int4' and both.unet.default == '8bit' and not both.vae)
   t.equal(recipes.named('int8+vae=none').vae, nil)
 
-  -- As lists of fp8 layers were.
+  -- The former lists of fp8 layers.
   scratch.write('recipe.lua', "return { keep = { '%.to_out%.0$' }, only = { '^mid' } }")
   local layer = { name = 'mid_block.x', kind = 'product', N = 64, K = 64, taps = 1 }
   local function chosen(name)
@@ -175,7 +175,7 @@ t.test('formats by device', function()
   t.ok(layers.takes({ kind = 'product', N = 16, K = 96 }, 'int4') and not layers.takes({ kind = 'product', N = 16, K = 48 }, 'int4'))
 end)
 
-t.test('a layer of codes in another format, and its branch', function()
+t.test('converting a quantized layer to another format, and its branch', function()
   cr.scope(function()
     local encode = require 'models.quantize.encode'
     local generator = cr.generator(5, 'philox')
@@ -196,8 +196,8 @@ t.test('a layer of codes in another format, and its branch', function()
     t.ok(t.relative_error(cr.nn.linear(node, x), y) < 0.05)
     weights.free(node)
 
-    -- The branch takes what 4 bits lose most of; GPTQ what the inputs make good.
-    -- A few directions are far stronger than the rest, as in trained weights.
+    -- The branch covers what 4 bits lose most of; GPTQ compensates errors with other inputs.
+    -- A few directions are much stronger than the rest, as in trained weights.
     local weight = randn(48, 128) + randn(48, 2):matmul(randn(2, 128)) * 4
     local off, gram = {}, x:t():matmul(x)
     for name, how in pairs { plain = {}, branch = { rank = 16 }, gptq = { gram = gram }, both = { rank = 16, gram = gram } } do

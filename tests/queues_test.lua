@@ -1,5 +1,5 @@
--- Queues: the same expectations of SQS (moto behind the gate of tests/support/remote/cloud.py) and of Redis Streams (a
--- redis-server of our own).
+-- Queues: the same expectations for SQS (moto behind the gate of tests/support/remote/cloud.py) and Redis Streams (a
+-- redis-server that the test starts).
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -9,9 +9,9 @@ local redis = require 'cr.remote.redis'
 local scratch = require 'tests.support.scratch'
 local service = require 'tests.support.cloud'
 
-local LEASE = 1 -- seconds, the least of SQS
+local LEASE = 1 -- seconds, the minimum of SQS
 
-t.test('what is no queue is told in one sentence, and never a secret', function()
+t.test('invalid queues give one sentence, without secrets', function()
   local function refuses(address, pattern)
     t.raises(function() queues.open(address, { lease = 1, name = 'x' }) end, pattern)
   end
@@ -23,8 +23,8 @@ t.test('what is no queue is told in one sentence, and never a secret', function(
   refuses('sqs://AKIA:secret@q', '^[^@]*keys do not belong into a URL[^@]*$')
 end)
 
--- What every queue must do: q and other are two workers' views; send(body) adds a message; dead() lists the dead letters'
--- {body, error}.
+-- What every queue must do: q and other are the views of two workers; send(body) adds a message; dead() lists the
+-- dead letters' {body, error}.
 local function expectations(kind, open, send, dead)
   local function test(name, fn)
     t.test(kind .. ': ' .. name, function()
@@ -38,7 +38,7 @@ local function expectations(kind, open, send, dead)
     end)
   end
 
-  test('a message goes to one, and is gone when it is done', function(q, other)
+  test('a message goes to one worker, and is removed when it is done', function(q, other)
     t.equal(q:receive(0), nil)
     send '{"id":"ä"}'
     local m = q:receive(2)
@@ -52,7 +52,7 @@ local function expectations(kind, open, send, dead)
     t.equal(q:count(), 0)
   end)
 
-  test('whoever waits gets the message that comes', function(q)
+  test('a waiting worker gets the next message', function(q)
     local task = cr.go(q.receive, q, 20)
     cr.sleep(0.1)
     send 'late'
@@ -61,7 +61,7 @@ local function expectations(kind, open, send, dead)
     q:done(m)
   end)
 
-  test('a lease that is extended keeps others away; one that ends does not', function(q, other)
+  test('a message is not delivered again while its lease is extended, but after it ends', function(q, other)
     send 'leased'
     local m = q:receive(2)
     for _ = 1, 3 do
@@ -74,13 +74,13 @@ local function expectations(kind, open, send, dead)
     t.ok(again and again.id == m.id and again.body == 'leased', 'it did not come again')
     t.equal(again.tries, 2)
     if kind == 'redis' then t.equal(q:extend(m, LEASE), false) end
-    q:done(m) -- (both have worked: who is done is done)
+    q:done(m) -- both have worked on it; either may complete it
     cr.sleep(LEASE + 0.2)
     t.equal(other:receive(0), nil)
     other:done(again)
   end)
 
-  test('what is given back comes at once, or after a while', function(q, other)
+  test('a returned message is delivered again at once, or after a delay', function(q, other)
     send 'back'
     local m = q:receive(2)
     q:fail(m, { blameless = true })
@@ -95,7 +95,7 @@ local function expectations(kind, open, send, dead)
     q:done(m)
   end)
 
-  test('a dead letter has the job and why', function(q)
+  test('a dead letter contains the job and the error', function(q)
     send 'poison'
     local m = q:receive(2)
     q:fail(m, { dead = 'it is no job' })
@@ -134,7 +134,7 @@ else
       return list
     end)
 
-  t.test('sqs: queues that are not there, or have nowhere to put dead letters', function()
+  t.test('sqs: missing queues, and queues without dead letters', function()
     cr.run(function()
       t.raises(function() queues.open('sqs://absent', { lease = 1 }) end, 'sqs://absent: there is no such queue')
       t.raises(function() queues.open('sqs://plain', { lease = 1 }) end, 'no queue for dead letters: give the queue a redrive policy')
@@ -179,7 +179,7 @@ expectations('redis', open, with_client(function(body) ask('XADD', 'films', '*',
   return list
 end))
 
-t.test('redis: answers of every kind, many at once, and refusals', function()
+t.test('redis: answers of every kind, pipelining, and refusals', function()
   cr.run(with_client(function()
     t.equal(ask('SET', 'x', 'a\0b\r\n'), 'OK')
     t.equal(ask('GET', 'x'), 'a\0b\r\n')
@@ -198,7 +198,7 @@ t.test('redis: answers of every kind, many at once, and refusals', function()
   end))
 end)
 
-t.test('redis: a restart of the server loses nothing, and is waited for', function()
+t.test('redis: a restart of the server loses nothing, and workers wait for it', function()
   cr.run(with_client(function()
     local q = open('one', 30)
     ask('XADD', 'films', '*', 'job', 'kept')
@@ -215,7 +215,7 @@ t.test('redis: a restart of the server loses nothing, and is waited for', functi
     q:done(m)
     q:done(got)
     t.equal(q:count(), 0)
-    -- A group that is gone is made anew; what was not acknowledged comes again.
+    -- A missing group is created again; unacknowledged messages are delivered again.
     ask('XADD', 'films', '*', 'job', 'orphan')
     ask('XGROUP', 'DESTROY', 'films', 'workers')
     got = q:receive(2)
@@ -227,12 +227,12 @@ t.test('redis: a restart of the server loses nothing, and is waited for', functi
   end))
 end)
 
-t.test('redis: two who look for what was let go of never both get it', function()
+t.test('redis: an expired message is claimed by only one worker', function()
   cr.run(with_client(function()
     local all = {}
     for i = 1, 4 do all[i] = open('w' .. i, 0.3) end
     for i = 1, 30 do ask('XADD', 'films', '*', 'job', 'n' .. i) end
-    for _ = 1, 30 do all[1]:receive(1) end -- nobody ends them
+    for _ = 1, 30 do all[1]:receive(1) end -- none of them is completed
     cr.sleep(0.5)
     local seen, twice = {}, 0
     local tasks = {}

@@ -1,4 +1,4 @@
---- Random numbers against PyTorch's draws, and the laws that they must follow.
+--- Random numbers compared with PyTorch's, and their statistical laws.
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local flat = require 'tests.support.flat'
@@ -15,7 +15,7 @@ local draws = {
 local function worst(got, want, dtype)
   local e = 0
   for i = 1, #want do
-    -- a half may round to the neighbour
+    -- f16 results may round to the neighbour.
     local allowed = dtype == 'f16' and math.abs(want[i]) * 2 ^ -10 or 0
     e = math.max(e, math.abs(got[i] - want[i]) - allowed)
     if got[i] ~= got[i] then e = math.huge end
@@ -38,7 +38,7 @@ for _, device in ipairs { 'cpu', 'cuda' } do
       end
     end)
 
-    t.test(('numbers from all over the %s draws, %s'):format(device, dtype), function()
+    t.test(('samples spread over the %s numbers, %s'):format(device, dtype), function()
       local file = references.open 'networks'
       local g = cr.generator(1247, 'torch-' .. device)
       for k, shape in ipairs(draws[device]) do
@@ -99,7 +99,7 @@ local function philox(counter, key)
 end
 
 t.test('philox: element i is word i % 4 of counter i / 4', function()
-  -- the published test vector for an all-zero counter and key
+  -- The published test vector for an all-zero counter and key.
   t.equal(('%08x %08x %08x %08x'):format(unpack(philox(0, 0))), '6627e8d5 e169c58d bc57ac4c 9b00dbd8')
   local uniform, normal = {}, {}
   for block = 0, 25 do
@@ -120,7 +120,7 @@ t.test('philox: element i is word i % 4 of counter i / 4', function()
   t.ok(worst(values(cr.randn(104, { generator = g, dtype = 'f64' })), normal) <= 1e-6, 'f64')
 end)
 
-t.test('moments, range and independence of how a draw is cut', function()
+t.test('moments, range, and independence of the size of draws', function()
   for _, kind in ipairs { 'torch-cpu', 'torch-cuda', 'philox' } do
     for _, dtype in ipairs { 'f32', 'f64', 'f16', 'bf16' } do
       local g = cr.generator(os.time() % 100000, kind)
@@ -143,7 +143,7 @@ t.test('moments, range and independence of how a draw is cut', function()
   t.equal(worst(cut, whole), 0)
 end)
 
-t.test('a generator is copied, and moved on as by a draw', function()
+t.test('a generator can be copied, and advanced without drawing', function()
   for _, kind in ipairs { 'torch-cpu', 'torch-cuda', 'philox' } do
     for _, dtype in ipairs { 'f32', 'f16', 'f64' } do
       for _, n in ipairs { 1, 17, 1000, 300001 } do

@@ -1,8 +1,8 @@
---- The README of the repository and of each room: their Lua and their commands run, their options are lipsync's, their links
---- lead somewhere.
+--- The READMEs of the repository and of each room: their Lua blocks and commands run, their options are lipsync's,
+--- and their links are valid.
 --
--- Commands run as they are written, in a folder that holds files of the names that they use. What takes minutes (make,
--- benchmarks, the small model, quantize) is checked to exist only, and to have the options that are shown.
+-- Commands run as written, in a folder with files of the names that they use. What takes minutes (make, benchmarks,
+-- the small model, quantize) is only checked for existence and for the options that are shown.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -28,7 +28,7 @@ for _, folder in ipairs(PAGES) do
     elseif fence then
       if kind == 'lua' then
         blocks[#blocks + 1] = table.concat(block, '\n') .. '\n'
-      elseif kind == '' or kind == 'sh' then -- (text is a transcript: tests/prompt_test.lua)
+      elseif kind == '' or kind == 'sh' then -- text is a transcript: tests/prompt_test.lua
         for _, command in ipairs(block) do commands[#commands + 1] = command end
       end
       block = nil
@@ -43,12 +43,12 @@ for _, folder in ipairs(PAGES) do
   prose[folder] = table.concat(text_lines, '\n')
 end
 everything = table.concat(everything, '\n')
-do -- each command once, without its comment; a line that ends in \ goes on in the next
+do -- each command once, without its comment; a line that ends in \ is continued
   local seen, list, begun = {}, {}, ''
   for _, line in ipairs(commands) do
     local command = begun .. line:gsub('%s+#.*$', '')
     begun = command:match '^(.*)\\$' or ''
-    -- (what asks a server is run by tests/serve_test.lua)
+ -- requests to a server are run by tests/serve_test.lua
     if begun == '' and not seen[command] and not command:find '^curl ' then
       seen[command], list[#list + 1] = true, command
     end
@@ -86,7 +86,7 @@ cr.scope(function()
   sink:close()
 end)
 
--- What the commands print, where that can be said beforehand.
+-- The expected output of commands, if it can be predicted.
 local prints = {
   ["build/crescent -e 'print(cr.randn(2,3))'"] = '^f32 cpu %[2 3%]\n',
   ['build/crescent path/to/script.lua arg1'] = '^2\targ1\n$',
@@ -100,13 +100,13 @@ local prints = {
 local writes = { ['out.mp4'] = true, ['OUT.safetensors'] = true }
 
 local function run_command(command)
-  -- The smallest picture and one step: the rest is the command's own.
+  -- The smallest image and one step; everything else is the command's own.
   local line = command:find ' lipsync ' and command .. ' --size 64 --steps 1 --quiet' or
       command:find ' compare ' and command .. ' --schedulers ddim --steps 1 --reference ddim:2 --quiet size=64' or
       command:find ' bench' and command .. ' --checkpoint DIR --size 64 --runs 1' or command
   for name in pairs(writes) do os.remove(dir .. '/' .. name) end
   local r = child.run({ '-c', line }, { program = '/bin/sh', cwd = dir })
-  -- (doctor's status says whether this machine lacks something.)
+  -- The status of doctor says whether this machine lacks something.
   t.ok(r.code == 0 or command:find ' doctor$', ('%s: status %s: %s'):format(command, r.code, r.err))
   t.ok(r.out:find(prints[command] or ''), ('%s prints %s'):format(command, r.out))
   for name in pairs(writes) do
@@ -137,7 +137,7 @@ for i, block in ipairs(blocks) do
   end
 end
 
-t.test('the scheduler shown is DDIM', function()
+t.test('the scheduler in the page is DDIM', function()
   local source
   for _, block in ipairs(blocks) do source = source or block:match '^(.-\nlocal function plain_ddim.-\nend\n)' end
   local shown = assert(loadstring(source .. 'return plain_ddim(4)'))()
@@ -151,7 +151,7 @@ t.test('the scheduler shown is DDIM', function()
   end)
 end)
 
-t.test('the squares shown', function()
+t.test('the squares in the page', function()
   for _, block in ipairs(blocks) do
     if block:find 'squares' then t.equal(child.run({ child.file('block.lua', block) }).out, '385\n') end
   end
@@ -191,7 +191,7 @@ for _, command in ipairs(commands) do
     end
     local card, why = cr.cuda.available()
     if command:find '--device cuda' and not card then t.skip(why) end
-    -- "[--option]" is tried without and with.
+    -- "[--option]" is tested without and with the option.
     run_command((command:gsub('%s*%b[]', '')))
     if command:find '%[' then run_command((command:gsub('[%[%]]', ''))) end
   end)
@@ -214,12 +214,12 @@ t.test('options are those of lipsync --help, with the same defaults', function()
   for name in help:gmatch '\n   (%-%-[%w-]+)' do t.ok(shown[name] or name == '--help', name .. ' is not in scripts/README.md') end
 end)
 
-t.test('links, pictures and folders are there', function()
+t.test('links, images and folders exist', function()
   for page, text in pairs(prose) do
     for target in text:gmatch '%]%(([^)#]+)[^)]*%)' do
       if not target:find '^https?://' then t.ok(child.exists(cr.root .. '/' .. page .. target), page .. target .. ' is missing') end
     end
-    -- Paths are the repository's, or begin at the page's own folder.
+    -- Paths are relative to the repository, or to the page's folder.
     for name in text:gmatch '`([%w_./]+/[%w_]+%.%l+)`' do
       local script = name:match '%.lua$' or name:match '%.py$' or name:match '%.[ch]u?h?$' or name:match '%.sh$'
       if script and name:sub(1, 2) ~= './' then

@@ -80,7 +80,7 @@ for _, dtype in ipairs { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i32', 'i64' } do
   end)
 end
 
-t.test('large sums keep their digits', function()
+t.test('large sums keep their precision', function()
   local n = 300000
   local x = cr.full({ n }, 0.1)
   t.near(x:sum():item(), 0.10000000149011612 * n, 0.01)

@@ -1,5 +1,5 @@
---- What the library refuses: wrong arguments, options that there are not, arguments too many. Every public function is
---- gone over, so that a new one cannot be forgotten.
+--- The library's refusals: wrong arguments, unknown options, surplus arguments. All public functions are tested, so
+--- that a new one cannot be forgotten.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -18,19 +18,19 @@ local methods = require 'cr.tensor'.methods
 local rooms = { cr = cr, tensor = methods, nn = nn, image = image, cuda = cuda, media = media, weights = weights,
   quant = require 'cr.quant', graph = require 'cr.graph' }
 
--- What waits, or has much to do, is given no drawn arguments.
+-- Functions that block, or do much work, get no random arguments.
 local waiting = { loop = require 'cr.loop', schedulers = schedulers, guidance = require 'cr.guidance',
   cache = require 'cr.cache', latentsync = require 'models.latentsync', job = require 'models.latentsync.job',
   windows = require 'models.latentsync.windows', session = require 'models.latentsync.session' }
 
--- These check their own arguments, which no row can tell: sizes one by one, or what belongs to another room.
+-- These check their own arguments in a way that no row can express: sizes one by one, or types of another room.
 local own = { 'cr.empty', 'cr.zeros', 'cr.ones', 'cr.randn', 'cr.rand', 'cr.scope', 'cr.keep',
   'tensor.view', 'tensor.reshape', 'tensor.permute', 'tensor.expand', 'tensor.tile', 'tensor.repeat_' }
 for i, name in ipairs(own) do own[name] = i end
--- No doors: whether a value is a tensor, C's results, an internal question.
+-- Exempt: tests for tensors, C results, an internal function.
 local inner = { ['cr.is_tensor'] = true, ['cr.check'] = true, ['cuda.wants'] = true, ['weights.printable'] = true }
 
--- Calls fn(name, function) for every public function of rooms, in a fixed order.
+-- Calls fn(name, function) for every public function of the rooms, in a fixed order.
 local function each_function(fn, ...)
   local names, functions = {}, {}
   for _, group in ipairs { rooms, ... } do
@@ -47,7 +47,7 @@ local function each_function(fn, ...)
   for _, name in ipairs(names) do fn(name, functions[name]) end
 end
 
--- Values of which at least one is right for each kind of argument.
+-- Values of which at least one is valid for each kind of argument.
 local function values()
   local x = cr.ones(2, 2)
   return {
@@ -59,7 +59,7 @@ local function values()
   }
 end
 
--- A value that a kind takes, nil too; whether there is one.
+-- A valid value for a kind, perhaps nil; and whether there is one.
 local function value_for(kind, pool)
   if kind.test(nil) then return nil, true end
   for _, v in ipairs(pool) do
@@ -72,7 +72,7 @@ local INSIDES = { 'attempt to', 'bad argument', 'lua/cr/', 'cannot convert', 'up
 
 -- What is wrong with an error's text, or nil.
 local function fault_of(message)
-  if errors.is_failure(message) then return nil end -- of the command line, without a place on purpose
+  if errors.is_failure(message) then return nil end -- failures of the command line have no position on purpose
   if type(message) ~= 'string' then message = tostring(message) end
   if not message:find(HERE) then return 'not at the caller: ' .. message end
   for _, inside in ipairs(INSIDES) do
@@ -81,7 +81,7 @@ local function fault_of(message)
   if message:find '\n' then return 'more than a line: ' .. message end
 end
 
-t.test('every public function has a row of what it takes', function()
+t.test('every public function declares its arguments', function()
   local seen = 0
   each_function(function(name, fn)
     seen = seen + 1
@@ -90,7 +90,7 @@ t.test('every public function has a row of what it takes', function()
   t.ok(seen > 150, seen .. ' functions')
 end)
 
--- Gives a function of a row what it takes and one more, and options that there are not; `first`: the object of a method.
+-- Calls a function with valid arguments and one more, and with unknown options; `first`: the object of a method.
 local function refuses(name, fn, row, pool, first, on_options)
   local given = {}
   for i, kind in ipairs(row) do
@@ -115,7 +115,7 @@ local function refuses(name, fn, row, pool, first, on_options)
   end
 end
 
-t.test('an argument too many, and an option that there is not, are refused everywhere', function()
+t.test('surplus arguments and unknown options are refused everywhere', function()
   cr.scope(function()
     local pool, tables = values(), 0
     each_function(function(name, fn)
@@ -131,10 +131,10 @@ t.test('an argument too many, and an option that there is not, are refused every
   end)
 end)
 
--- Methods that schedulers' own files are made of.
+-- Methods of which schedulers' own files are made.
 local function is_inner(entry) return entry.of == 'scheduler' and entry.meta == 'any' end
 
-t.test("every object's methods have rows, and refuse as functions do", function()
+t.test("every object's methods declare their arguments, and refuse like functions", function()
   require 'cr.schedulers'.load 'ddim'
   require 'cr.cache'.plan 'deepcache:3,tea:0.2'
   for _, name in ipairs { 'interval', 'off_last', 'rescaled' } do require('cr.guidance.around.' .. name) end
@@ -163,10 +163,10 @@ t.test("every object's methods have rows, and refuse as functions do", function(
   end)
 end)
 
-t.test('no class of lua/cr is without rows', function()
-  -- What has no methods for scripts: failures are values, a form is part of a step, a kernel is called, and what a recorded
-  -- function sees takes operations of elements alone; a problem is a value. No script is given what the server and the
-  -- worker are made of.
+t.test('every class of lua/cr declares its arguments', function()
+  -- Classes without methods for scripts: failures and problems are values, a form is part of a step, a kernel is
+  -- called, and what a recorded function gets only supports elementwise operations. Scripts get no access to the
+  -- parts of the server and the worker.
   local without = { Problem = true, Connection = true, Parts = true, Database = true, Child = true, Stream = true, Bell = true,
     Listener = true, Router = true, NewFile = true, Metrics = true, Metric = true, Redis = true, Queue = true, Sqs = true,
     Client = true, Chain = true, Store = true,
@@ -197,7 +197,7 @@ t.test('no class of lua/cr is without rows', function()
   t.ok(seen > 15, seen .. ' classes')
 end)
 
-t.test('wrong arguments of every kind are one sentence at the caller', function()
+t.test("wrong arguments of every kind give one sentence with the caller's position", function()
   math.randomseed(tonumber(os.getenv 'CR_SEED') or 17)
   local threads = cr.threads()
   cr.scope(function()
@@ -206,7 +206,7 @@ t.test('wrong arguments of every kind are one sentence at the caller', function(
     cr.scope(function() gone = cr.ones(2) end)
     local x = cr.ones(2, 3)
     local wrong = {
-      '', '/dev/null/a', {}, -- no file can be made there
+      '', '/dev/null/a', {}, -- no file can be created there
        { 1, 2 }, { x }, { 'a' }, { heads = 2 }, { padding = -1 }, { kernel = 0 }, { weight = x },
       { weight = freed }, { weight = 5, bias = 'a' }, { weight = x, bias = {} }, { weight = x, scale = 3 },
       -1, 0, 1, 2, 3, 1e18, -1e18, 0 / 0, math.huge, 1.5, true, false, function(...) return ... end,
@@ -220,7 +220,7 @@ t.test('wrong arguments of every kind are one sentence at the caller', function(
       for _ = 1, rounds do
         local n = math.random(0, 5)
         local given = {}
-        for i = 1, n do given[i] = wrong[math.random(0, #wrong)] end -- [0] is nil
+        for i = 1, n do given[i] = wrong[math.random(0, #wrong)] end -- index 0 is nil
         if math.random() < 0.6 then given[1] = wrong[math.random(#wrong - 10, #wrong)] end
         local ok, message = pcall(function() cr.scope(function() fn(unpack(given, 1, n)) end) end)
         if not ok then
@@ -239,7 +239,7 @@ t.test('wrong arguments of every kind are one sentence at the caller', function(
   cr.threads(threads)
 end)
 
-t.test('what people try first is refused with a sentence, or done', function()
+t.test('names from other libraries work, or are refused with advice', function()
   cr.scope(function()
     local x, w = cr.ones(2, 3), { weight = cr.ones(4, 3) }
     local picture, conv = cr.ones(1, 4, 4, 3), { weight = cr.ones(2, 1, 1, 3) }

@@ -1,4 +1,4 @@
--- S3, requests and credentials against moto behind a gate that verifies every signature, fails and cuts connections
+-- S3, requests and credentials with moto behind a gate that verifies every signature, fails and cuts connections
 -- (tests/support/remote/cloud.py).
 
 local t = require 'tests.support.tap'
@@ -11,7 +11,7 @@ local scratch = require 'tests.support.scratch'
 local service = require 'tests.support.cloud'
 local url = require 'cr.remote.url'
 
-t.test('URLs: parts, queries in the order of signatures, and what is shown of them', function()
+t.test('URLs: parts, canonical queries, and their display', function()
   local u = url.parse 'redis://anna:se%2Fcret@[::1]:6380/2?stream=a%20b&group=g#x'
   t.equal(u.scheme .. u.user .. u.password .. u.host .. u.port .. u.path, 'redisannase/cret[::1]6380/2')
   t.equal(u.query.stream .. u.query.group .. u.fragment, 'a bgx')
@@ -22,7 +22,7 @@ t.test('URLs: parts, queries in the order of signatures, and what is shown of th
   t.equal(url.encode("ä/b c(1)'", '/'), '%C3%A4/b%20c%281%29%27')
 end)
 
-t.test('digests of texts, of parts of files, and from base64', function()
+t.test('digests of strings, of parts of files, and from base64', function()
   local path = scratch.write('digest', 'xxabcyy')
   t.equal(digest.of_text('MD5', 'abc'), '900150983cd24fb0d6963f7d28e17f72')
   t.equal(digest.of_file('SHA256', path, 2, 3), digest.of_text('SHA256', 'abc'))
@@ -43,7 +43,7 @@ local download = require 'cr.remote.download'
 
 local function run(fn) cr.run(fn) end
 
--- A file of so many bytes, none like its neighbours.
+-- A file with the given number of bytes, without repetition.
 local function file(name, bytes)
   local parts = {}
   for i = 1, 4099 do parts[i] = digest.of_text('SHA256', name .. i) end
@@ -51,7 +51,7 @@ local function file(name, bytes)
   return scratch.write(name, block:rep(math.ceil(bytes / #block)):sub(1, bytes))
 end
 
-t.test('objects go out and come back, whatever their names and sizes', function()
+t.test('objects are uploaded and downloaded, whatever their names and sizes', function()
   run(function()
     service.make_bucket 'films'
     for name, bytes in pairs { ['a.bin'] = 1, ['empty'] = 0, ['ä b+c/(1)~&=?.mp4'] = 70000, ['x/../y//z'] = 5 } do
@@ -85,7 +85,7 @@ t.test('a file in parts, while the bucket fails and connections break', function
   end)
 end)
 
-t.test('what is there is left alone with once; one\'s own file counts as put', function()
+t.test('with `once`, existing objects are kept; an identical one counts as uploaded', function()
   run(function()
     local first, second = file('first', 100), file('second', 100)
     t.equal(s3.put(first, 's3://films/once', { once = true }), true)
@@ -95,13 +95,13 @@ t.test('what is there is left alone with once; one\'s own file counts as put', f
     s3.get('s3://films/once', scratch.path 'in')
     t.ok(scratch.read(scratch.path 'in') == scratch.read(first))
     t.equal(s3.put(second, 's3://films/once'), true)
-    -- (nothing is left of what was given up)
+ -- nothing remains of aborted uploads
     local list = require 'cr.remote.aws'.new { service = 's3' }:request('uploads', { path = '/films', query = { uploads = '' } })
     t.ok(not list.body:find '<Upload>', list.body)
   end)
 end)
 
-t.test('a file goes out while it grows, and appears as it is at the end', function()
+t.test('a file is uploaded while it grows, and appears in its final form', function()
   run(function()
     local upload, MIB = require 'cr.remote.upload', 2 ^ 20
     local address, whole = 's3://films/grown', scratch.read(file('grown', 50 * MIB))
@@ -114,14 +114,14 @@ t.test('a file goes out while it grows, and appears as it is at the end', functi
     t.ok(up.parts[2] and up.parts[3] and not up.parts[1] and not up.parts[4])
     t.equal(s3.head(address), nil)
     local second = up.parts[2]
-    -- What is written at the end: the file's head, and, as few do, something behind it.
+    -- Some formats write the file's head at the end; a few also append data.
     scratch.write('growing', whole:sub(1, 40 * MIB) .. 'changed' .. whole:sub(40 * MIB + 8))
     t.equal(up:finish(path), true)
-    t.equal(up.parts[2], second) -- (it was not sent again)
+    t.equal(up.parts[2], second) -- it was not sent again
     s3.get(address, scratch.path 'in')
     t.ok(scratch.read(scratch.path 'in') == scratch.read(path))
     t.equal(s3.head(address).checks.parts.bytes, upload.PART)
-    -- Another who has made the same is no reason for a second one; one who is late leaves nothing.
+    -- An identical object of somebody else needs no upload; a late one leaves nothing.
     t.equal(s3.put(path, address, { once = true }), true)
     local late = upload.new(address, { once = true })
     late:grow(path)
@@ -143,7 +143,7 @@ t.test('parts that a service does not check by their sum are signed with it, and
     local up = require 'cr.remote.upload'.new('s3://films/signed', {})
     t.equal(up.trusted, true)
     t.equal(up:finish(scratch.path 'growing'), true)
-    t.equal(up.trusted, false) -- (moto says no sums of parts)
+    t.equal(up.trusted, false) -- moto reports no checksums of parts
     local there = require 'cr.remote.upload'.new('s3://pattern/1', {})
     there:finish(scratch.path 'growing')
     t.equal(there.trusted, true)
@@ -151,13 +151,13 @@ t.test('parts that a service does not check by their sum are signed with it, and
     local path = file('plain', 20 * 2 ^ 20)
     t.ok(s3.put(path, 's3://films/plain', { once = true }))
     environment.set('AWS_REQUEST_CHECKSUM_CALCULATION', nil)
-    t.equal(s3.head 's3://films/plain'.checks.parts.algorithm, 'MD5') -- its ETag's
+    t.equal(s3.head 's3://films/plain'.checks.parts.algorithm, 'MD5') -- from its ETag
     t.equal(s3.get('s3://films/plain', scratch.path 'in'), 20 * 2 ^ 20)
     t.equal(#cloud:seen().bad, 0, table.concat(cloud:seen().bad, ', '))
   end)
 end)
 
-t.test('what comes damaged is refused', function()
+t.test('damaged downloads are refused', function()
   run(function()
     local address, path = 's3://films/damaged', file('damaged', 1000)
     local aws = require 'cr.remote.aws'
@@ -166,7 +166,7 @@ t.test('what comes damaged is refused', function()
       headers = { ['x-amz-meta-sha256'] = digest.of_text('SHA256', 'another'), ['Content-Type'] = 'a/b' },
     }))
     t.raises(function() s3.get(address, scratch.path 'in2') end, 'has another SHA256 than it should have')
-    -- One in parts: an object whose parts' digest is another's.
+    -- An object in parts whose composite digest is wrong.
     t.raises(function()
       local parts = { algorithm = 'SHA256', bytes = 1000, digest = ('0'):rep(64) }
       download.by_parts('parts', scratch.path 'in2', { bytes = 3000, parts = parts },
@@ -176,7 +176,7 @@ t.test('what comes damaged is refused', function()
   end)
 end)
 
-t.test('a URL is read on where it breaks off, from the start where that cannot be, and by redirections', function()
+t.test('a broken download is resumed, restarted if ranges are not supported, and follows redirections', function()
   run(function()
     local function any() end
     local bytes, path = 3000000, scratch.path 'url'
@@ -198,7 +198,7 @@ t.test('a URL is read on where it breaks off, from the start where that cannot b
   end)
 end)
 
-t.test('a request that nobody waits for any more ends, and the rest goes on', function()
+t.test('an abandoned request ends, and the others continue', function()
   run(function()
     local task = cr.go(http.request, { url = cloud.url .. '/-/file?bytes=2000000000', limit = 2 ^ 31 })
     cr.sleep(0.05)
@@ -219,7 +219,7 @@ local VARIABLES = {
   'AWS_EC2_METADATA_DISABLED', 'AWS_EC2_METADATA_SERVICE_ENDPOINT',
 }
 
--- Calls fn with these variables alone, and a chain.
+-- Calls fn with only these variables, and a credentials chain.
 local function with(values, fn)
   local before = {}
   for _, name in ipairs(VARIABLES) do
@@ -235,7 +235,7 @@ local function with(values, fn)
   if not ok then error(problem, 0) end
 end
 
-t.test('credentials come from each of their places, in order', function()
+t.test('credentials are found in each of their sources, in order', function()
   local keys = scratch.write('credentials', '[default]\naws_access_key_id = A1\naws_secret_access_key=S1\n' ..
     '[own]\naws_access_key_id = AKIATEST\naws_secret_access_key = secret/of+tests\n')
   local config = scratch.write('config', '[profile role]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = own\n' ..
@@ -280,13 +280,13 @@ t.test('credentials come from each of their places, in order', function()
   refuses(web, 'the role arn:aws:iam::1:role/w gives no credentials: status 403, InvalidIdentityToken')
 end)
 
-t.test('credentials are renewed before they end, once for all who ask, and serve while that fails', function()
+t.test('credentials are renewed before they expire, once for all requests, and used while renewal fails', function()
   local pod = {
     AWS_CONTAINER_CREDENTIALS_FULL_URI = cloud.url .. '/-/container',
     AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE = scratch.write('pod', 'pod-token'),
   }
   with(pod, function(chain)
-    cloud:set { expires = 200 } -- less than the five minutes before which they are renewed
+    cloud:set { expires = 200 } -- less than the five minutes before expiry at which they are renewed
     local before = cloud:seen().credentials
     local tasks = {}
     for i = 1, 5 do tasks[i] = function() return chain:get().id end end

@@ -1,4 +1,4 @@
---- safetensors: round trips, mapping, and every way in which a header can be wrong.
+--- safetensors: round trips, mapping, and every kind of invalid header.
 
 local cr = require 'cr'
 local scratch = require 'tests.support.scratch'
@@ -55,7 +55,7 @@ t.test('tensors are views of the mapped file, and writing to one does not change
   t.raises(function() file:get 'x' end, 'map.safetensors: the file is closed')
 end)
 
-t.test('opening does not read the numbers', function()
+t.test('opening does not read the data', function()
   local path = scratch.path 'sparse.safetensors'
   local header = '{"x":{"dtype":"F32","shape":[536870912],"data_offsets":[0,2147483648]}}'
   local handle = assert(io.open(path, 'wb'))
@@ -70,14 +70,14 @@ t.test('opening does not read the numbers', function()
   t.equal(file:info('x').bytes, 2147483648)
 end)
 
-t.test('numbers at odd places are read too', function()
+t.test('unaligned data are read, too', function()
   local header = '{"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}}'
   local file = weights.open(scratch.write('odd.safetensors', scratch.safetensors(header, '\5' .. scratch.floats(1.5, -2))))
   t.near(file:get 'x', cr.tensor { 1.5, -2 }, 0)
   t.equal(file:get('b'):item(), 5)
 end)
 
--- A file with a tensor of one dtype.
+-- A file with one tensor of a dtype.
 local function single(dtype, shape, bytes)
   local header = ('{"x":{"dtype":"%s","shape":%s,"data_offsets":[0,%d]}}'):format(dtype, shape, #bytes)
   return weights.open(scratch.write('one.safetensors', scratch.safetensors(header, bytes)))
@@ -116,7 +116,7 @@ t.test('unsigned integers become the next wider ones', function()
   t.raises(function() file:get 'x' end, 'one.safetensors: tensor x holds numbers above 9223372036854775807')
 end)
 
-t.test('what Crescent cannot hold is listed, and refused when taken', function()
+t.test('unsupported dtypes are listed, and refused when read', function()
   local function refused(file, pattern)
     t.equal(file:info('x').dtype, 'other')
     t.ok(file:info('x').trouble:find(pattern), file:info('x').trouble)
@@ -135,7 +135,7 @@ t.test('what Crescent cannot hold is listed, and refused when taken', function()
   refused(beside('U8', '[4294967296,0]', ''), 'has a size of 4294967296; at most')
 end)
 
-t.test('metadata that are null are none', function()
+t.test('null metadata counts as absent', function()
   local file = weights.open(scratch.write('null.safetensors',
     scratch.safetensors('{"__metadata__": null,"x":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}', '\7')))
   t.equal(next(file.metadata), nil)
@@ -199,7 +199,7 @@ t.test('a folder, a missing file and a pipe are refused', function()
   t.raises(function() weights.open '/dev/null' end, 'device or pipe, not a file')
 end)
 
-t.test('names are shown escaped and cut, after the name of the file', function()
+t.test("names are escaped and truncated in messages, after the file's name", function()
   local function message(name)
     local ok, err = pcall(weights.open, scratch.write('shown.safetensors',
       st('{' .. require 'cr.json'.encode(name) .. ':{"dtype":"F99","shape":[0],"data_offsets":[0,0]}}')))
@@ -213,7 +213,7 @@ t.test('names are shown escaped and cut, after the name of the file', function()
   t.equal(message(('x'):rep(5000)), ('x'):rep(120) .. '...')
 end)
 
-t.test('saving under a name that promises another format is refused', function()
+t.test('saving under the extension of another format is refused', function()
   local one_tensor = cr.ones(2)
   for _, name in ipairs { 'm.pt', 'm.pth', 'm.bin', 'm.ckpt', 'm.PT' } do
     t.raises(function() cr.save(scratch.path(name), { x = one_tensor }) end,

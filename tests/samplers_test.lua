@@ -1,4 +1,4 @@
---- Samplers of k-diffusion and ComfyUI, and Restart: their programs' numbers, the order of each method, how they are refused.
+--- Samplers of k-diffusion and ComfyUI, and Restart: those programs' results, the order of each method, refusals.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -17,20 +17,20 @@ local function walk(s, x)
   end)
 end
 
-t.test("the numbers of k-diffusion's and ComfyUI's samplers", function()
+t.test("results of k-diffusion's and ComfyUI's samplers", function()
   local fixture = require 'cjson'.decode(scratch.read(require 'tests.support.golden'.folder .. 'samplers.json'))
   local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
   local first = fixture.sigmas[1]
   for _, case in ipairs(fixture.cases) do
     local s = schedulers.load(('%s%ssigmas=[%s]'):format(case.spec, case.spec:find ':' and ',' or ':', table.concat(fixture.sigmas, ',')))
-    -- Theirs begin with z = x / alpha = start sigma.
+    -- Their samplers begin with z = x / alpha = start sigma.
     local x = walk(s, start * (first / math.sqrt(first * first + 1)))
     t.near(x:view(16), cr.tensor(case.final, { dtype = 'f64' }), 1e-9, case.spec)
   end
   t.equal(#fixture.cases, 17)
 end)
 
-t.test('the order of each method, on data whose exact path or spread is known', function()
+t.test('the order of each method, on data with a known exact solution', function()
   for _, case in ipairs {
     { 'euler', 1 }, { 'heun', 2 }, { 'ddim', 1 }, { 'dpmpp_2m', 2 }, { 'unipc', 2 }, { 'lms', 3 }, { 'deis_3', 2 },
     { 'dpmpp_2s_ancestral', 2 }, { 'dpmpp_2s_ancestral:eta=0', 2 }, { 'dpmpp_sde', 2 }, { 'dpmpp_sde:eta=0.5', 2 }, { 'kdpm2', 2 },
@@ -47,7 +47,7 @@ t.test('the order of each method, on data whose exact path or spread is known', 
   end
 end)
 
-t.test('Restart goes up from the level that was asked for, and down again', function()
+t.test('Restart goes up from the given level, and down again', function()
   local s = schedulers.load('restart', { steps = 20 })
   local up, first = 0, nil
   for i = 2, #s.timesteps do
@@ -60,12 +60,12 @@ t.test('Restart goes up from the level that was asked for, and down again', func
   local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
   t.near(walk(schedulers.load('restart:restarts=0', { steps = 9 }), start), walk(schedulers.load('heun', { steps = 9 }), start), 0,
     "without restarts it is Heun's method")
-  -- Errors that were made above are taken back: Heun's few steps first, then the same with restarts below.
+  -- Restarting corrects earlier errors: first Heun with few steps, then the same with restarts after it.
   local plain, again = gaussian.error_of('heun', { steps = 6 }), gaussian.error_of('restart:restarts=2,restart_steps=12', { steps = 6 })
   t.ok(again < plain, ('off by %.3g, and by %.3g without'):format(again, plain))
 end)
 
-t.test("diffusers' names and files, and what is refused", function()
+t.test("diffusers' names and files, and refusals", function()
   local path = scratch.write('scheduler_config.json', [[{ "_class_name": "SASolverScheduler", "algorithm_type": "noise_prediction" }]])
   t.raises(function() schedulers.load(path) end, 'algorithm_type cannot be "noise_prediction": data_prediction')
   t.raises(function() schedulers.load 'sa_solver:corrector_order=1' end, 'a corrector_order of 1 corrects nothing')
@@ -78,7 +78,7 @@ t.test("diffusers' names and files, and what is refused", function()
   end
 end)
 
-t.test('a built-in that is extended: its own name, options and step, and the rest of it', function()
+t.test('extending a built-in method: name, options and step are replaced, the rest is inherited', function()
   local heun = require 'cr.schedulers.heun'
   local M = solver.extend(heun, { name = 'halved', help = 'half of it', options = { { 'gain', 0.5, 'how much' } } })
   function M:update(i, now) return solver.form(heun.update(self, i, now), self.options.gain) end

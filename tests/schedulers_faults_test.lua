@@ -1,5 +1,5 @@
---- What goes wrong around schedulers: steps that fail, options that cannot be, contradictions, files with
---- mistakes. Each is one sentence, and nothing is left behind.
+--- Errors around schedulers: failing steps, invalid and contradictory options, files with mistakes. Each gives one
+--- sentence, and leaves nothing behind.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -7,7 +7,7 @@ local child = require 'tests.support.child'
 local schedulers = require 'cr.schedulers'
 local scratch = require 'tests.support.scratch'
 
--- A call that must fail in one sentence, without words of Lua's, that matches.
+-- A call that must fail with one matching sentence, without Lua's own words.
 local function refused(pattern, fn, ...)
   local ok, message = pcall(fn, ...)
   message = tostring(message)
@@ -16,7 +16,7 @@ local function refused(pattern, fn, ...)
 end
 local function not_loaded(pattern, ...) refused(pattern, schedulers.load, ...) end
 
-t.test('a step that fails changes nothing: the right one gives the same numbers', function()
+t.test('a failing step changes nothing: repeating it correctly gives the same results', function()
   local start = t.formula('input:sched', { 1, 2, 2, 4 }):to 'f64'
   local wrong = cr.zeros({ 1, 2, 2, 5 }, { dtype = 'f64' })
   for _, name in ipairs { 'ddim:eta=1', 'dpmpp_3m', 'dpmpp_3m_sde', 'dpm_single_3_sde', 'unipc_3', 'deis_3', 'euler_ancestral', 'heun',
@@ -43,7 +43,7 @@ t.test('a step that fails changes nothing: the right one gives the same numbers'
     end
     t.near(finish(true), finish(false), 0, name)
   end
-  -- An error within the work, after everything was checked.
+  -- An error during the step, after all checks.
   local s, own = schedulers.load('dpmpp_2m', { steps = 3 }), cr.lincomb
   local x = s:step(start, s.timesteps[1], start)
   function cr.lincomb() error('out of memory', 0) end
@@ -57,7 +57,7 @@ t.test('a step that fails changes nothing: the right one gives the same numbers'
   plain:reset()
 end)
 
-t.test('options that cannot be', function()
+t.test('invalid options', function()
   not_loaded('^dpmpp_2m_karras: sigma_min must be from 1e%-05 to 100000, not 0$', 'dpmpp_2m_karras:sigma_min=0')
   not_loaded('sigma_min = 20 must be below sigma_max = 3', 'euler_karras:sigma_min=20,sigma_max=3')
   not_loaded('highest noise level 14.* is not above the lowest, 20', 'euler_karras:sigma_min=20')
@@ -134,7 +134,7 @@ t.test('a wrong call and an unknown name', function()
   end
 end)
 
-t.test("a user's file with mistakes, each in one line", function()
+t.test("a user's file with mistakes gives one line each", function()
   local function file(source, pattern, options)
     not_loaded(pattern, scratch.write('mine.lua', source), options)
   end
@@ -156,14 +156,14 @@ t.test("a user's file with mistakes, each in one line", function()
     'number 1 is 1000: the network was trained with those from 0 to 999')
   file('return function() return { timesteps = { 5, -1 }, step = print } end', 'number 2 is %-1: the network')
   file('return ' .. works:format '', 'steps cannot be 0', { steps = 0 })
-  -- A list of options without steps has them all the same.
+  -- A list of options without the group `steps` has it nevertheless.
   local path = scratch.write('mine.lua', with "options = { { 'a', 1, 'something' } }")
   t.equal(schedulers.load(path, { steps = 7 }).options.steps, 7)
   refused('no option "b": did you mean "a"', schedulers.load, path, { b = 3 })
   t.ok(schedulers.help(path):find 'something')
 end)
 
-t.test("diffusers' files: misspelt and wrong keys are named as they stand there", function()
+t.test("diffusers' files: misspelt and wrong keys are named as written", function()
   local function file(fields, pattern)
     not_loaded(pattern, scratch.write('scheduler_config.json', ('{ "_class_name": "DDIMScheduler", "_note": 5, %s }'):format(fields)))
   end
@@ -177,14 +177,14 @@ t.test("diffusers' files: misspelt and wrong keys are named as they stand there"
   file('"rescale_betas_zero_snr": true, "timestep_spacing": "trailing"', 'pure noise')
   not_loaded("there is no DDPMScheduler here: .*; its nearest is the scheduler 'ddim:eta=1'",
     scratch.write('scheduler_config.json', '{ "_class_name": "DDPMScheduler" }'))
-  -- What belongs to another class of diffusers' is left out.
+  -- Keys of another diffusers class are ignored.
   local path = scratch.write('scheduler_config.json', '{ "_class_name": "DDIMScheduler", "skip_prk_steps": true, "flow_shift": 1 }')
   t.equal(schedulers.load(path).options.clip_sample, true)
   t.ok(schedulers.help(path):find "the numbers are diffusers', mistakes included: steps of 'linspace' end elsewhere")
   t.ok(schedulers.help 'dpmpp_3m_sde':find 'wrong sign')
 end)
 
-t.test('a lower bound of steps: one sentence, for the engine to print', function()
+t.test('a minimum number of steps gives one sentence, which the engine prints', function()
   local function warning(spec, steps, least) return schedulers.load(spec, { steps = steps }):warning(least) end
   t.ok(warning('dpmpp_2m_karras', 4):find '^scheduler dpmpp_2m_karras: 4 steps are too few for this method', 'said')
   t.equal(warning('dpmpp_2m_karras', 5), nil)
@@ -197,7 +197,7 @@ t.test('a lower bound of steps: one sentence, for the engine to print', function
   t.ok(warning(path, 8):find '8 steps are too few' and not warning(path, 9))
 end)
 
-t.test('equal runs give equal text: files that are written have their keys in order', function()
+t.test('output is deterministic: keys are written in order', function()
   local function settings()
     local r = child.run { '-e', "print(require 'cr.json'.encode(require 'cr.schedulers'.load('euler', { steps = 3, "
       .. "use_karras_sigmas = true, s_churn = 1 }):settings()))" }

@@ -1,5 +1,5 @@
---- Steps of one's own: listed timesteps and noise levels, tables, formulas for methods that had none, a start on the way,
---- and how much fresh noise there is.
+--- Custom steps: listed timesteps and noise levels, tables, sigma formulas for all methods, a start at a later step,
+--- and the amount of fresh noise.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -10,7 +10,7 @@ local scratch = require 'tests.support.scratch'
 
 local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
 
--- A network that knows no timestep, so that only levels count.
+-- A network that ignores the timestep, so that only noise levels matter.
 local function predict(x) return (x * 1.7):sin() * 0.8 + x * 0.1 end
 
 local function run(s, x)
@@ -26,7 +26,7 @@ local function refused(what, ...)
   t.equal(ok or message, what)
 end
 
-t.test("a method's own levels, listed, are its own steps", function()
+t.test("listing a method's own levels gives its own steps", function()
   local seen = 0
   for _, name in ipairs(schedulers.names()) do
     local s = schedulers.load(name, { steps = 6 })
@@ -43,7 +43,7 @@ t.test("a method's own levels, listed, are its own steps", function()
   t.ok(seen >= 20, seen .. ' methods have levels')
 end)
 
-t.test('every method takes timesteps, from a spec, a script and a file', function()
+t.test('every method accepts timesteps, from a spec, a script and a file', function()
   local list = { 990, 700, 500, 260, 100, 20 }
   for _, name in ipairs(schedulers.names()) do
     if not name:find 'trailing' and not name:find 'zsnr' then
@@ -57,23 +57,24 @@ t.test('every method takes timesteps, from a spec, a script and a file', functio
   end
   local path = scratch.write('scheduler_config.json', [[{ "_class_name": "EulerDiscreteScheduler", "timesteps": [990, 700, 20] }]])
   t.equal(table.concat(schedulers.load(path).timesteps, ' '), '990 700 20', "beside diffusers' own keys")
-  -- One that ends where training's least noise is: DDIM and Euler's method are then the same.
+  -- A list that ends at the smallest noise level of training: DDIM and Euler's method are then equal.
   local listed = ':timesteps=[990,700,500,260,100,20]'
   t.near(run(schedulers.load('ddim' .. listed), start),
     run(schedulers.load('euler:final_sigma=sigma_min' .. listed:gsub('^:', ',')), start), 1e-12)
 end)
 
-t.test('tables that were searched for', function()
-  -- The timesteps of the paper, as diffusers has them too.
+t.test('optimized tables of steps', function()
+  -- The timesteps of the paper, which diffusers also uses.
   local found = schedulers.load('dpmpp_2m_ays', { steps = 10 }).timesteps
   for i, at in ipairs { 999, 850, 736, 645, 545, 455, 343, 233, 124, 24 } do
-    t.ok(math.abs(found[i] - at) <= 1, ('step %d at %d, not %d'):format(i, found[i], at)) -- (the levels have three digits)
+    t.ok(math.abs(found[i] - at) <= 1, ('step %d at %d, not %d'):format(i, found[i], at)) -- the levels have three digits
   end
   local s = schedulers.load('euler_gits', { steps = 10 })
   t.near(s.sigmas[3], 7.49, 1e-4)
   t.equal(s.sigmas[11], 0)
   t.near(schedulers.load('euler_gits:final_sigma=sigma_min', { steps = 10 }).sigmas[11], 0.02917, 1e-4)
-  -- Each table falls, has its number of steps and both ends; beyond the largest every second level is the table's.
+  -- Each table decreases, and has its number of steps and both ends; beyond the largest table every second level is
+  -- taken from it.
   local known = require 'cr.sampling.searched'
   for steps = 2, 20 do
     local levels = known.gits[steps]
@@ -85,7 +86,7 @@ t.test('tables that were searched for', function()
   end
   t.near(schedulers.load('euler_gits', { steps = 4 }).sigmas[3], 2.36326, 1e-5)
   t.near(schedulers.load('euler_gits', { steps = 40 }).sigmas[3], 12.2309, 1e-4)
-  -- Twice the steps: each second level is the table's, those between are their geometric means.
+  -- With twice as many steps each second level is the table's; those between are geometric means.
   local twice, once = schedulers.load('heun_ays', { steps = 20 }).sigmas, schedulers.load('heun_ays', { steps = 10 }).sigmas
   for i = 1, 9 do
     t.near(twice[2 * i - 1], once[i], 1e-9)
@@ -109,7 +110,7 @@ t.test('formulas for DDIM and Euler ancestral', function()
   end
 end)
 
-t.test('how much fresh noise: none is the method without, and between it still ends with the data', function()
+t.test('fresh noise: with none the method is deterministic, and with any amount it reaches the data', function()
   for plain, noisy in pairs {
     dpmpp_2m = 'dpmpp_2m_sde', dpmpp_3m = 'dpmpp_3m_sde', dpm_single_2 = 'dpm_single_2_sde', dpm_2m = 'dpm_2m_sde',
   } do
@@ -130,7 +131,7 @@ t.test('how much fresh noise: none is the method without, and between it still e
   refused('dpmpp_2m: eta is of algorithms that add noise: take one with _sde in its name', 'dpmpp_2m:eta=0.5')
 end)
 
-t.test('a start on the way: the steps that are left are those of the whole run', function()
+t.test('a start at a later step: the remaining steps are those of the full run', function()
   for _, name in ipairs { 'ddim', 'ddim_karras', 'euler', 'dpmpp_1m', 'euler_ancestral', 'dpm_1m', 'deis_1' } do
     local whole, late = schedulers.load(name, { steps = 8 }), schedulers.load(name, { steps = 8, begin_index = 3 })
     t.equal(#late.timesteps, 5, name)
@@ -148,18 +149,18 @@ t.test('a start on the way: the steps that are left are those of the whole run',
   for _, name in ipairs(schedulers.names()) do
     local s = schedulers.load(name, { steps = 8, begin_index = 5 })
     t.ok(s.timesteps[1] < 620, ('%s begins at %g'):format(name, s.timesteps[1]))
-    -- A sample of the data, noised to the first level.
+    -- A sample of the data, with noise of the first level.
     local source, noise = cr.full({ 64 }, 0.7, { dtype = 'f64' }), cr.randn({ 64 }, { generator = cr.generator(1), dtype = 'f64' })
     local alpha = s:start(source, noise * 0):mean():item() / 0.7
     t.near(s:start(source * 0, noise):std():item() / noise:std():item(), math.sqrt(1 - alpha * alpha), 1e-9, name)
     t.ok(alpha > 0.5 and alpha < 1, ('%s: a share of %g of the signal'):format(name, alpha))
   end
-  -- A file that knows nothing of it.
+  -- A file that does not support it.
   local example = cr.root .. '/scripts/examples/my_scheduler.lua'
   t.equal(table.concat(schedulers.load(example, { steps = 5, begin_index = 3 }).timesteps, ' '), '201 1')
 end)
 
-t.test('what cannot be', function()
+t.test('refusals', function()
   refused('euler: sigmas must fall: number 2 is 7, after 5', 'euler:sigmas=[5,7]')
   refused('euler: sigmas is a list of 1, and 2 is the least', 'euler:sigmas=[5]')
   refused('euler: sigmas[2] must be a number, not string', 'euler:sigmas=[5,x]')

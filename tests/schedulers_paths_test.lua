@@ -1,5 +1,5 @@
---- Where schedulers end on data whose answer is known, and that every combination of options either ends
---- there or is refused in one sentence.
+--- The results of schedulers on data with a known solution; every combination of options either gets there or is
+--- refused in one sentence.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -12,9 +12,9 @@ local function loads(spec, options)
   return ok and s or nil, s
 end
 
-t.test('methods that draw noise end with the spread of the data: the more steps, the nearer', function()
+t.test("stochastic methods reach the data's deviation, the closer the more steps", function()
   for _, case in ipairs {
-    -- Relative error with 96 steps, and how much nearer than with 12.
+    -- Relative error with 96 steps, and the improvement over 12.
     { 'dpmpp_1m_sde', 0.09, 3 }, { 'dpmpp_2m_sde', 0.02, 10 }, { 'dpmpp_2m_sde:solver=heun', 0.02, 10 },
     { 'dpmpp_3m_sde', 0.02, 10 }, { 'dpmpp_3m_sde_karras', 0.005, 50 }, { 'dpmpp_3m_sde_exponential', 0.005, 10 },
     { 'dpm_single_1_sde', 0.09, 3 }, { 'dpm_single_2_sde', 0.06, 5 }, { 'dpm_single_3_sde', 0.04, 5 },
@@ -29,13 +29,13 @@ t.test('methods that draw noise end with the spread of the data: the more steps,
   end
 end)
 
-t.test("diffusers' own form of the same keeps the wrong spread, as its files are to have it", function()
+t.test("diffusers' variant keeps its wrong deviation, for compatibility", function()
   local path = scratch.write('scheduler_config.json', [[{ "_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.00085,
     "beta_end": 0.012, "beta_schedule": "scaled_linear", "algorithm_type": "sde-dpmsolver++", "solver_order": 3 }]])
   t.ok(gaussian.error_of(path, { steps = 96 }) > 10 * gaussian.error_of('dpmpp_3m_sde', { steps = 96 }), 'one of both is not what it says')
 end)
 
-t.test('methods without noise of their own follow the exact path, with each spacing and each formula', function()
+t.test('deterministic methods follow the exact path, with each spacing and each formula', function()
   for _, case in ipairs {
     { 'ddim_linspace', 0.04, 4 }, { 'euler:final_sigma=sigma_min', 0.04, 4 }, { 'euler_karras:final_sigma=sigma_min', 0.02, 5 },
     { 'pndm_linspace', 0.003, 20 }, { 'pndm_trailing', 0.005, 20 }, { 'pndm_linspace:skip_prk_steps=false', 0.003, 20 },
@@ -50,11 +50,11 @@ t.test('methods without noise of their own follow the exact path, with each spac
   end
 end)
 
-t.test('one step begins where all is noise', function()
+t.test('a single step starts from pure noise', function()
   for _, name in ipairs { 'euler', 'heun', 'lms', 'ddim_linspace', 'pndm_linspace', 'euler_ancestral', 'lms_karras', 'dpmpp_2m' } do
     local s = schedulers.load(name, { steps = 1 })
     t.equal(table.concat(s.timesteps, ' '), '999', name)
-    -- From pure noise the best guess is the mean.
+    -- From pure noise the best prediction is the mean.
     local x = gaussian.sample(s, cr.randn({ 64 }, { generator = cr.generator(1), dtype = 'f64' }))
     t.near(x:mean():item(), gaussian.MEAN, 0.05, name)
     t.ok(x:std():item() < 0.1, name)
@@ -63,7 +63,7 @@ t.test('one step begins where all is noise', function()
   t.equal(schedulers.load(path, { steps = 1 }).timesteps[1], 0, "diffusers'")
 end)
 
-t.test('no call of the network is for nothing: every prediction changes the result', function()
+t.test('no network call is wasted: every prediction affects the result', function()
   local suffixes = { '', '_karras', '_exponential', '_beta', '_lu', '_linspace', '_trailing' }
   for _, name in ipairs(schedulers.names()) do
     for _, suffix in ipairs(suffixes) do
@@ -87,7 +87,7 @@ t.test('no call of the network is for nothing: every prediction changes the resu
   end
 end)
 
-t.test('every method, spacing, formula, number of steps, prediction and noise schedule: sane, or one sentence', function()
+t.test('every combination of method, spacing, formula, steps, prediction and noise schedule works, or gives one sentence', function()
   local noise = cr.randn({ 1, 2, 2, 4 }, { generator = cr.generator(1), dtype = 'f64' })
   local betas = { { beta_schedule = 'scaled_linear' }, { beta_schedule = 'linear', beta_start = 0.0001, beta_end = 0.02 },
     { beta_schedule = 'squaredcos_cap_v2' } }
@@ -109,9 +109,9 @@ t.test('every method, spacing, formula, number of steps, prediction and noise sc
     counts.ran = counts.ran + 1
     if not s.alphas then return end
     local ok, most = pcall(cr.scope, function() return gaussian.sample(s, noise):abs():max():item() end)
-    -- Samples of the data lie within 0.7 +- 3 * 0.4. A few steps of a higher order leave some noise, and
-    -- much where the first level is 20000 times the signal, as squaredcos_cap_v2's.
-    -- With fresh noise kdpm2's steps go further down, so that of its two or three first ones more is left.
+    -- Samples of the data are within 0.7 +- 3 * 0.4. A few steps of a higher-order method leave some noise, and much
+    -- if the first level is 20000 times the signal, as in squaredcos_cap_v2. With fresh noise, kdpm2's steps go
+    -- further down, so that its first two or three leave more.
     local bound = options.beta_schedule == 'squaredcos_cap_v2' and 1e9 or spec:find '^kdpm2' and 400 or 200
     if not (ok and most < bound) then t.ok(false, ('%s: %s'):format(what, tostring(most))) end
   end

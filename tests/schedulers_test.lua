@@ -1,7 +1,7 @@
--- All schedulers against diffusers' numbers in float64, and what loading one by name or file promises.
+-- All schedulers compared with diffusers' results in float64, and loading by name or file.
 --
--- tests/golden/schedulers.safetensors: the goldens by our names. schedulers.json: diffusers once more,
--- by its own configurations (tests/golden/schedulers.py made it).
+-- tests/golden/schedulers.safetensors: golden values by our names. schedulers.json: diffusers with its own
+-- configurations (created by tests/golden/schedulers.py).
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -11,7 +11,7 @@ local scratch = require 'tests.support.scratch'
 
 local FOLDER = require 'tests.support.golden'.folder
 
--- The goldens' network.
+-- The network of the golden values.
 local function predict(x, at) return (x * 1.7 + at / 250):sin() * 0.8 + x * 0.1 end
 
 -- All steps from `start`.
@@ -30,7 +30,7 @@ local function largest_difference(a, b)
   return most
 end
 
-t.test('every golden of diffusers, by name', function()
+t.test('every golden value of diffusers, by name', function()
   local file = cr.weights.open(FOLDER .. 'schedulers.safetensors')
   local names = {}
   for _, key in ipairs(file.names) do
@@ -54,7 +54,7 @@ t.test('every golden of diffusers, by name', function()
   t.equal(#names, 54, 'goldens')
 end)
 
-t.test("every case of diffusers' own, from its configuration", function()
+t.test("every case of diffusers, from its configuration", function()
   local fixture = require 'cjson'.decode(scratch.read(FOLDER .. 'schedulers.json'))
   local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
   local classes = {}
@@ -80,7 +80,7 @@ t.test("every case of diffusers' own, from its configuration", function()
   t.ok(#fixture.cases > 150, 'cases')
 end)
 
-t.test('each file of the folder is a scheduler, and each name runs: one operation a step, no state left', function()
+t.test('each file of the folder is a scheduler, and each name runs: one operation per step, no state left', function()
   local start, other = t.formula('input:sched', { 1, 2, 3, 4 }):to 'f64', t.formula('input:other', { 1, 2, 3, 4 }):to 'f64'
   local in_names = {}
   for _, name in ipairs(schedulers.names()) do
@@ -96,7 +96,7 @@ t.test('each file of the folder is a scheduler, and each name runs: one operatio
     t.ok(ok, ('%s: %s'):format(name, tostring(first)))
     t.equal(combined, #s.timesteps, name .. ': one combination a step')
     drawn.fixed(function() return run(s, other) end)
-    -- A window that ends early, then reset.
+    -- A window that ends early, then a reset.
     for i = 1, 3 do
       cr.scope(function() s:step(other, s.timesteps[i], other, start) end)
     end
@@ -115,9 +115,9 @@ t.test('each file of the folder is a scheduler, and each name runs: one operatio
   end
 end)
 
-t.test('each method follows the exact path of Gaussian data, the faster the higher its order', function()
-  -- Data of mean 0.7 and deviation 0.4 in every number: the best prediction is known, and so is where
-  -- a start ends.
+t.test('each method converges to the exact solution for Gaussian data, by its order', function()
+  -- Data with mean 0.7 and deviation 0.4 in every element: the optimal prediction is known, and so is the exact
+  -- result.
   local MEAN, DEVIATION = 0.7, 0.4
   local z = t.formula('input:sched', { 64 }):to 'f64'
   local function path_at(alpha, sigma)
@@ -146,8 +146,8 @@ t.test('each method follows the exact path of Gaussian data, the faster the high
     local a = ends_clean and 1 or alphas[0]
     return t.relative_error(x, path_at(math.sqrt(a), math.sqrt(1 - a)))
   end
-  -- Eight times the steps: 8 times nearer by a first order, or where the last step is of order 1
-  -- whatever the method; much more by a higher one.
+  -- With eight times as many steps, the error of a first-order method (or of one whose last step is of order 1)
+  -- decreases 8 times; that of a higher-order method much more.
   local high = { dpm_3m = true, deis_3 = true, heun = true, lms = true, pndm = true }
   for _, name in ipairs { 'ddim', 'dpmpp_1m', 'dpmpp_2m', 'dpmpp_3m', 'dpm_2m', 'dpm_3m', 'dpm_single_2', 'dpm_single_3',
     'unipc', 'unipc_3', 'deis', 'deis_3', 'euler', 'heun', 'lms', 'pndm' } do
@@ -156,7 +156,7 @@ t.test('each method follows the exact path of Gaussian data, the faster the high
   end
 end)
 
-t.test('steps must come in order', function()
+t.test('steps must be called in order', function()
   local s = schedulers.load('dpmpp_2m', { steps = 4 })
   local x = cr.zeros(1, 4)
   t.raises(function() s:step(x, s.timesteps[2], x) end, 'step 1 is at timestep 999, not 749; call reset')
@@ -186,7 +186,7 @@ t.test('names, suffixes, options in a name', function()
   t.ok(schedulers.help():find('dpmpp_2m', 1, true) and schedulers.help 'lcm':find 'original_inference_steps')
 end)
 
-t.test('what cannot be is one sentence', function()
+t.test('refusals are one sentence', function()
   local function refused(pattern, ...)
     local ok, message = pcall(schedulers.load, ...)
     t.ok(not ok and tostring(message):find(pattern) ~= nil and not tostring(message):find '\n',
@@ -209,7 +209,7 @@ t.test('what cannot be is one sentence', function()
   refused('there is no scheduler file ./none.lua', './none.lua')
 end)
 
-t.test("diffusers' configuration: LatentSync's own is ddim; what cannot be read is told", function()
+t.test("diffusers' configurations: LatentSync's is ddim; unreadable ones are reported", function()
   local path = scratch.write('scheduler_config.json', [[{
     "_class_name": "DDIMScheduler", "_diffusers_version": "0.6.0.dev0", "beta_end": 0.012,
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": false,
@@ -235,7 +235,7 @@ end)
 t.test("a user's own file", function()
   local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
   local example = cr.root .. '/scripts/examples/my_scheduler.lua'
-  -- Without lookahead the example is DDIM, with it another path.
+  -- Without lookahead the example equals DDIM, with it the result differs.
   local s = schedulers.load(example .. ':lookahead=0', { steps = 6 })
   local ddim = run(schedulers.load('ddim', { steps = 6 }), start)
   t.near(run(s, start), ddim, 1e-12)

@@ -1,4 +1,4 @@
---- Settings that are declared once: their check in scripts, on a command line, in reports and in the documentation.
+--- Settings that are declared once: checks in scripts, on a command line, in reports and in the documentation.
 
 local t = require 'tests.support.tap'
 local cli = require 'cr.tools.cli'
@@ -22,7 +22,7 @@ local function refused(given, pattern, extra)
   t.ok(not ok and errors.is_failure(problem) and problem.message:find(pattern) ~= nil, tostring(problem))
 end
 
-t.test('a script is told what is wrong: names, types, ranges, choices', function()
+t.test('errors in scripts: names, types, ranges, choices', function()
   refused({ stpes = 3 }, "^door: there is no option 'stpes': did you mean 'steps'%?$")
   refused({ steps = 'many' }, "^door: steps: 'many' is not a whole number$")
   refused({ steps = 2.5 }, '^door: steps: 2%.5 is not a whole number$')
@@ -52,7 +52,7 @@ t.test('values come back under their own names, with defaults', function()
   t.equal(#rows:only { 'sample', 'label' }.rows, 4, 'by stage and by name')
 end)
 
-t.test('on a command line: the same rows, a list for persons, words that read back', function()
+t.test('on a command line: the same rows, a list per person, words that can be parsed again', function()
   local spec = { name = 'try', summary = 'x', options = rows:options() }
   local args = cli.parse({ '--voice', 'one.wav', '--voice=two.wav', '--weight', '0.5', '--no-label', '--no-smooth' }, spec)
   t.equal(table.concat(args.voice, ' '), 'one.wav two.wav')
@@ -85,7 +85,7 @@ t.test('reports and documentation', function()
   t.equal(lines[8], '| `--smooth`, `--no-smooth` | steady |')
 end)
 
-t.test('the settings of lipsync: guidance as a table is its parts; every row has help and a stage', function()
+t.test("lipsync's settings: a guidance table sets its parts; every row has help and a stage", function()
   local given = settings.check('sample', { guidance = { scale = 2, interval = { 100, 800 }, off_last = 1 } }, { 'sample' })
   t.equal(given.guidance, 2)
   t.equal(given.guidance_interval[2], 800)

@@ -1,5 +1,5 @@
--- `crescent serve` from outside, as a program that uses it sees it: files, jobs, what is refused, and what survives.
--- tests/bench/serve.lua does the same many times over.
+-- `crescent serve` from a client's view: files, jobs, refusals, and what survives. tests/bench/serve.lua does the
+-- same many times.
 
 local t = require 'tests.support.tap'
 local child = require 'tests.support.child'
@@ -19,7 +19,7 @@ local function names_in(folder)
   return list
 end
 
--- Processes that a process has started.
+-- Child processes of a process.
 local function children_of(pid)
   local list = {}
   local f = io.open(('/proc/%d/task/%d/children'):format(pid, pid))
@@ -37,7 +37,7 @@ end
 
 local server
 
-t.test('files: uploaded in two ways, told, ranges, deleted', function()
+t.test('files: uploading in two ways, listing, ranges, deleting', function()
   server = service.start { '--max-upload', '1', '--max-seconds', '6', '--max-jobs', '4' }
   local id = server:upload(service.video)
   local file = server:ask('GET', '/v1/files/' .. id).json
@@ -66,7 +66,7 @@ t.test('files: uploaded in two ways, told, ranges, deleted', function()
   t.equal(#names_in(server.data .. '/files'), 1)
 end)
 
-t.test('a job: made, followed, fetched; the same request again is the same job', function()
+t.test('a job: creation, events, result; a repeated request gives the same job', function()
   local key = { ['Idempotency-Key'] = 'k-1' }
   local body = server:request { duration = 0.4, steps = 2, seed = 7 }
   local answer = server:ask('POST', '/v1/jobs', { json = body, headers = key })
@@ -107,7 +107,7 @@ t.test('a job: made, followed, fetched; the same request again is the same job',
   local picture = server:ask('GET', '/v1/jobs/' .. id .. '/preview?n=1')
   t.equal(picture.headers['content-type'] .. picture.body:sub(2, 4), 'image/pngPNG')
   t.equal(server:ask('GET', '/v1/jobs?state=done').json.jobs[1].id, id)
-  -- The command makes the same frames of the same settings.
+  -- The command makes the same frames with the same settings.
   local out = child.folder .. '/command.mp4'
   local r = child.run { 'lipsync', '--video', service.video, '--audio', service.sound, '--out', out, '--checkpoint', service.checkpoint,
     '--size', '64', '--device', 'cpu', '--duration', '0.4', '--steps', '2', '--seed', '7', '--quiet' }
@@ -115,7 +115,7 @@ t.test('a job: made, followed, fetched; the same request again is the same job',
   t.ok(io.open(out, 'rb'):read '*a' == result.body, 'byte for byte what the command writes')
 end)
 
-t.test('what is wrong with a request is said, and nothing is left of it', function()
+t.test('invalid requests are reported, and leave nothing', function()
   local function job(more, settings) return server:ask('POST', '/v1/jobs', { json = server:request(settings, more) }) end
   problem_of(job { colour = 1 }, 400, "no field 'colour'")
   problem_of(job({}, { steps = 0 }), 400, 'steps: 0 is less than 1')
@@ -156,7 +156,7 @@ t.test('what is wrong with a request is said, and nothing is left of it', functi
   local answer = upload(damaged, { ['Content-Type'] = 'video/mp4' })
   problem_of(answer, 415, 'file.mp4')
   t.ok(not answer.body:find(server.data, 1, true), answer.body)
-  -- A client that leaves in the middle.
+  -- A client that disconnects in the middle.
   local connection = service.connect(server.port)
   connection.write(server:text('PUT', '/v1/files', { body = damaged, length = 100000 }))
   t.ok(t.wait(function() return #names_in(server.data .. '/incoming') == 1 end), 'it is on its way')
@@ -216,7 +216,7 @@ t.test('jobs wait in order, are cancelled, and only ended ones are deleted', fun
   t.equal(server:ask('GET', '/v1/jobs?after=' .. page.next).json.jobs[1].number, nil)
 end)
 
-t.test('a worker that dies fails its job alone', function()
+t.test('a worker that dies fails only its job', function()
   local id = server:begin { steps = 900 }
   server:wait(id, function(job) return (job.progress.step or 0) >= 1 end)
   for _, pid in ipairs(children_of(server.pid)) do os.execute('kill -9 ' .. pid .. ' 2>/dev/null') end
@@ -232,7 +232,7 @@ t.test('a worker that dies fails its job alone', function()
   t.ok(metrics:find 'crescent_stage_seconds_total{stage="denoise"} %d')
 end)
 
-t.test('a server that is killed goes on where it was: once, then no more', function()
+t.test('a killed server continues its jobs: once, then they fail', function()
   local first, second = server:begin { steps = 900 }, server:begin()
   server:wait(first, function(job) return (job.progress.step or 0) >= 1 end)
   local workers = children_of(server.pid)
@@ -255,7 +255,7 @@ t.test('a server that is killed goes on where it was: once, then no more', funct
   t.equal(#names_in(server.data .. '/work'), 0)
 end)
 
-t.test('a server that is ended in good order: that was no attempt', function()
+t.test('an orderly shutdown does not count as an attempt', function()
   local id = server:begin { steps = 900 }
   server:wait(id, function(job) return (job.progress.step or 0) >= 1 end)
   local other = service.start({}, { data = server.data, fails = true })
@@ -269,7 +269,7 @@ t.test('a server that is ended in good order: that was no attempt', function()
   server:wait(id)
 end)
 
-t.test('who is in a video, with pictures', function()
+t.test('the people in a video, with portraits', function()
   t.face_models()
   server:request()
   local answer = server:ask('POST', '/v1/files/' .. server.demo_video .. '/faces', { json = { duration = 0.4 } })
@@ -289,7 +289,7 @@ t.test('who is in a video, with pictures', function()
   problem_of(server:ask('POST', '/v1/files/' .. server.demo_sound .. '/faces', { json = {} }), 422, 'no picture')
 end)
 
-t.test('the API by example, as scripts/README.md shows it', function()
+t.test('the API examples of scripts/README.md', function()
   if child.run({ '-c', 'command -v curl' }, { program = '/bin/sh' }).code ~= 0 then t.skip 'curl is missing' end
   local ids, names, count = {}, { 'VIDEO', 'AUDIO', 'JOB' }, 0
   child.file('face.mp4', io.open(service.video, 'rb'):read '*a')
@@ -308,7 +308,7 @@ t.test('the API by example, as scripts/README.md shows it', function()
   t.equal(media.probe(child.folder .. '/out.mp4').frames, 5)
 end)
 
-t.test('what the server says of itself', function()
+t.test("the server's description", function()
   local document = server:ask('GET', '/openapi.json').json
   t.equal(document.openapi, '3.1.0')
   local ids = {}
@@ -334,7 +334,7 @@ t.test('what the server says of itself', function()
   server:stop()
 end)
 
-t.test('a token is asked for, and without one nobody else is served', function()
+t.test('a token is required, and without one other machines are refused', function()
   server = service.start({}, { token = 'secret-1' })
   t.equal(server:ask('GET', '/v1/jobs', { token = false }).status, 401)
   t.equal(server:ask('GET', '/v1/jobs', { token = 'secret-2' }).status, 401)
@@ -357,7 +357,7 @@ t.test('a token is asked for, and without one nobody else is served', function()
   t.ok(not lfs.attributes(child.folder .. '/none'), 'nothing was made')
 end)
 
-t.test('files by URLs: of the hosts that are named, and no others', function()
+t.test('files by URL: only from allowed hosts', function()
   local made = child.run({ 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=localhost', '-addext',
     'subjectAltName=DNS:localhost', '-keyout', child.folder .. '/key.pem', '-out', child.folder .. '/cert.pem' }, { program = 'openssl' })
   if made.code ~= 0 then t.skip('openssl makes no certificate: ' .. made.err) end

@@ -1,4 +1,4 @@
--- The parts of a server that need no server: what a request may say, who may ask, what a file is, numbers, names, the store.
+-- The parts of a server that need no server: requests, access, file types, numbers, names, the store.
 
 local t = require 'tests.support.tap'
 local access = require 'cr.serve.access'
@@ -13,7 +13,7 @@ local shape = require 'cr.serve.shape'
 local sniff = require 'cr.serve.sniff'
 local words = require 'models.service.words'
 
--- What is said to a body: status, field and sentence; or the request.
+-- The result for a body: status, field and message; or the request.
 local function check(text)
   local ok, result = pcall(requests.check, cjson.decode(text))
   if ok then return result end
@@ -31,7 +31,7 @@ end
 
 local both = '"video":"v","audio":"a"'
 
-t.test('a request is what the rows of the settings say', function()
+t.test('requests are checked by the rows of the settings', function()
   local r = check('{' .. both .. ',"settings":{"steps":8,"guidance_interval":"100:800","fps":"source","smooth":false,"face":"left"}}')
   t.equal(r.kind, 'lipsync')
   t.equal(r.settings.steps, 8)
@@ -46,7 +46,7 @@ t.test('a request is what the rows of the settings say', function()
   t.equal(table.concat(s.voice, ' '), '1=/files/a 640,360=/files/b')
 end)
 
-t.test('whatever else is refused, with its field', function()
+t.test('refusals name their field', function()
   refused('{"audio":"a"}', 'video', 'video is missing')
   refused('{"video":"v"}', 'audio', 'audio is missing')
   refused('{' .. both .. ',"voices":[{"face":"1","audio":"a"}]}', 'voices', 'leave one of them out')
@@ -69,7 +69,7 @@ t.test('whatever else is refused, with its field', function()
   refused('{"video":7,"audio":"a"}', 'video', 'not a text')
 end)
 
-t.test('no setting names a file, and none that is the server\'s own can be set', function()
+t.test("no setting can name a file, and the server's own settings cannot be set", function()
   for _, row in ipairs { 'scheduler', 'cache', 'guidance_method', 'upscale', 'face' } do
     for _, path in ipairs { './mine.lua', '/etc/passwd', 'mine.lua', 'a.json', 'mouth:x.pth', 'x\\\\y', '..' } do
       refused('{' .. both .. (',"settings":{"%s":"%s"}}'):format(row, path), row, '.')
@@ -82,7 +82,7 @@ t.test('no setting names a file, and none that is the server\'s own can be set',
   t.equal(check('{' .. both .. ',"settings":{"scheduler":"euler:final_sigma=0.2","cache":"tea:0.1"}}').settings.cache, 'tea:0.1')
 end)
 
-t.test('what only the sampling methods can say is said before a job begins', function()
+t.test('errors of sampling methods are reported before a job starts', function()
   local function sampling(text)
     local ok, raised = pcall(requests.check_sampling, check(text), cr.root .. '/models/mini')
     return ok or raised.status .. ' ' .. raised.detail
@@ -96,7 +96,7 @@ t.test('what only the sampling methods can say is said before a job begins', fun
   t.ok(sampling('{' .. both .. ',"settings":{"cache":"none_such:3"}}'):find '^422 there is no cache')
 end)
 
-t.test('every setting of a client has a type that JSON Schema knows, and its default holds', function()
+t.test('every client setting has a JSON Schema type and a valid default', function()
   for kind, schema in pairs(requests.schemas) do
     local count = 0
     for name, property in pairs(schema.properties.settings.properties) do
@@ -108,7 +108,7 @@ t.test('every setting of a client has a type that JSON Schema knows, and its def
   end
 end)
 
-t.test('how long and how large a result may become', function()
+t.test("limits of a result's length and size", function()
   local video = { video = { width = 100, height = 50, seconds = 20 } }
   local function extent(text, ...)
     local seconds, times = requests.extent(check(text), video, { ... })
@@ -122,7 +122,7 @@ t.test('how long and how large a result may become', function()
   t.equal(extent '{"kind":"upscale","video":"v","settings":{"scale":3}}', '20 3')
 end)
 
-t.test('what people sent is told in short, in UTF-8', function()
+t.test('values in messages are shortened, in valid UTF-8', function()
   local text = require 'cr.serve.text'
   t.equal(text.cut('a\195\164b', 2), 'a')
   t.equal(text.cut('a\195\164b', 3), 'a\195\164')
@@ -137,7 +137,7 @@ t.test('what people sent is told in short, in UTF-8', function()
   t.ok(status == 400 and text.is_text(detail), detail)
 end)
 
-t.test('who may ask', function()
+t.test('access control', function()
   local function ask(headers, o, method, public)
     headers.host = headers.host or '127.0.0.1:7860'
     local refusal = access.refuse({ method = method or 'GET', headers = headers }, o, public or false)
@@ -167,7 +167,7 @@ t.test('who may ask', function()
   end
 end)
 
-t.test('what a file is, its bytes say', function()
+t.test("a file's type is detected from its bytes", function()
   local function kind(path)
     local f = assert(io.open(path, 'rb'))
     local head = f:read(sniff.BYTES)
@@ -200,7 +200,7 @@ t.test('ids, times and the names of files', function()
   t.equal(#names.shown(('\195\164'):rep(150), 'x'), 200, 'cut between characters')
 end)
 
-t.test('sentences of the engine name no paths', function()
+t.test('messages of the engine contain no local paths', function()
   local w = words.new { '/srv/data', '/srv', '/models/mini' }
   t.equal(w:of('/srv/data/files/q.mp4: no face; /srv/data/files/q.mp4', { ['/srv/data/files/q.mp4'] = 'me.mp4' }),
     'me.mp4: no face; me.mp4')
@@ -208,7 +208,7 @@ t.test('sentences of the engine name no paths', function()
   t.equal(w:all({ a = { '/srv/data/x', 3 } }).a[1], 'x')
 end)
 
-t.test('a job that is cancelled before it has begun says so', function()
+t.test('a job that is cancelled before it starts is reported', function()
   local messages, said = {
     { op = 'start', checkpoint = 'none', device = 'cpu' },
     { op = 'run', id = 'j', kind = 'upscale', request = { kind = 'upscale', video = 'v' }, paths = {}, folder = 'none' },
@@ -220,7 +220,7 @@ t.test('a job that is cancelled before it has begun says so', function()
       messages = function()
         if #messages > 0 then return table.remove(messages, 1) end
         repeat last = said:get() until last.job and not last.progress
-        error('enough', 0) -- at the end of its messages it would end the process
+        error('enough', 0) -- otherwise the end of its messages would end the process
       end,
       tell = function(m) said:put(m) end,
     })
@@ -229,7 +229,7 @@ t.test('a job that is cancelled before it has begun says so', function()
   t.equal(last.cancelled, true)
 end)
 
-t.test('numbers in the form of Prometheus', function()
+t.test("metrics in Prometheus' format", function()
   local m = metrics.new()
   local asked = m:counter('asked_total', 'Requests.', { 'what', 'status' })
   asked:add(1, 'a"\n\\', 200)
@@ -240,7 +240,7 @@ t.test('numbers in the form of Prometheus', function()
     '# HELP frames_total Frames.\n# TYPE frames_total counter\nframes_total 1.5\n# HELP waiting Jobs.\n# TYPE waiting gauge\nwaiting 7\n')
 end)
 
-t.test('the store: a job is there once, its state changes from the one that was seen, and one process has it', function()
+t.test('the store: jobs are unique, state changes are conditional, and only one process has it', function()
   local stores = require 'models.service.store'
   local path = scratch.path 'state.sqlite'
   local store = stores.open(path)
@@ -270,7 +270,7 @@ t.test('the store: a job is there once, its state changes from the one that was 
   store:close()
 end)
 
-t.test('the store: what is older than it is to be kept', function()
+t.test('the store: expired jobs and files', function()
   local store = require 'models.service.store'.open(scratch.path 'old.sqlite')
   local function job(id, state, finished, video)
     store:add_job { id = id, kind = 'lipsync', state = state, body = '{"video":"' .. video .. '"}', attempts = 1, finished = finished }

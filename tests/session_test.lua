@@ -1,4 +1,4 @@
---- A session kept for sampling again: the same latents and frames as the command lipsync, and again.
+--- A session for repeated sampling: the same latents and frames as the command lipsync, every time.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -7,7 +7,7 @@ local clip = require 'tests.support.clip'
 local smooth = require 'tests.support.formula_image'
 
 local path = clip.path
-local FRAMES = 9 -- fewer than the sound is long, so that they are played backward too
+local FRAMES = 9 -- fewer than the sound needs, so that they are also played backward
 
 clip.needs_whisper(t, 'a session')
 
@@ -31,7 +31,7 @@ end
 
 cr.scope(prepare)
 
-t.test('the same as lipsync, sampled again and again', function()
+t.test("repeated samples equal lipsync's result", function()
   local r = child.run({ 'lipsync', '--video', path 'face.mkv', '--audio', path 'voice.wav', '--out', path 'out.mkv',
     '--checkpoint', path 'checkpoint', '--size', '64', '--steps', '2', '--points', path 'points.json', '--lossless',
     '--frames-per-window', '8', '--match-colour', '--dump-latents', path 'latents.safetensors', '--quiet' })
@@ -76,7 +76,7 @@ t.test('the same as lipsync, sampled again and again', function()
       t.ok(t.relative_error(x, plain) > 1e-6, method)
       x:free()
     end
-    -- A start on the way: from the window's own latents, noised to that level.
+    -- A start at a later step: from the window's own latents with noise of that level.
     local late = run:sample { scheduler = 'ddim', steps = 4, strength = 0.5, windows = 1, quiet = true }
     t.equal(late.settings.steps, 2)
     local s = require 'cr.schedulers'.load('ddim', { steps = 4, begin_index = 2 })
@@ -98,7 +98,7 @@ t.test('the same as lipsync, sampled again and again', function()
     t.near(own, plain, 1e-4, 'a function that does what cfg does')
     for _, x in ipairs { plain, own } do x:free() end
 
-    -- Two samples beside each other; the same figures by hand.
+    -- The comparison of two samples equals figures computed by hand.
     local found = seeded:compare(first)
     t.equal(found.frames, 8, 'the window that both have')
     t.near(found.latents, t.relative_error(seeded.latents[1], first.latents[1]), 1e-6)

@@ -1,4 +1,4 @@
---- Windows that end where shots do: --cut-windows.
+--- Windows that end at cuts: --cut-windows.
 
 local child = require 'tests.support.child'
 local cr = require 'cr'
@@ -13,7 +13,7 @@ require 'tests.support.clip'.needs_whisper(t, 'windows and shots')
 
 local function path(name) return child.folder .. '/' .. name end
 
--- A film of 8 frames, of which a second shot has the last 5, and a sound as long; of which rate.
+-- A film of 8 frames, whose second shot has the last 5, and a sound of the same length; at a given rate.
 local function film(name, fps)
   local sink = media.writer(path(name), { lossless = true, fps = fps })
   for k = 0, 7 do cr.scope(function() sink:write(smooth.image(k < 3 and 'frame0' or 'frame2', 96, 160)) end) end
@@ -21,7 +21,7 @@ local function film(name, fps)
   return path(name)
 end
 
-local SHIFT = { 0, 1, 2, 20, 20, 20, 20, 20 } -- where the face is in each frame
+local SHIFT = { 0, 1, 2, 20, 20, 20, 20, 20 } -- position of the face in each frame
 
 local function finder_of(order)
   local count = 0
@@ -45,7 +45,7 @@ cr.scope(function()
   voice = child.file('voice.wav', scratch.wav(table.concat(bytes)))
 end)
 
--- The windows of a film as 'number:first+frames ...', and of each frame of the source its matrix.
+-- The windows of a film as 'number:first+frames ...', and the matrix of each source frame.
 local function go(video, options)
   local o = { frames = 4, finder = finder_of(SHIFT) }
   for key, value in pairs(options) do o[key] = value end
@@ -63,14 +63,14 @@ local function go(video, options)
   return table.concat(list, ' '), matrices
 end
 
-t.test('windows end with a shot, forward and backward', function()
+t.test('windows end at cuts, forward and backward', function()
   local video = film('film.mkv', 25)
-  -- 25 frames: the film forward, backward, forward and its last one again.
+  -- 25 frames: the film forward, backward, forward and its last frame again.
   t.equal(go(video, {}), '1:1+4 2:5+4 3:9+4 4:13+4 5:17+4 6:21+4 7:25+1')
   t.equal(go(video, { cut_windows = true }), '1:1+3 2:4+4 3:8+4 4:12+2 5:14+4 6:18+2 7:20+4 8:24+2')
 end)
 
-t.test('a shot begins with nothing that was known before', function()
+t.test('a shot begins without any earlier state', function()
   local video = film('film.mkv', 25)
   local _, linked = go(video, { duration = 0.32 })
   local _, apart = go(video, { duration = 0.32, cut_windows = true })

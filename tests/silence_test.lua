@@ -1,4 +1,4 @@
---- Where nobody speaks: pauses, transitions, what the model hears, and windows that are skipped.
+--- Pauses: detection, transitions, the sound that the model gets, and windows that are skipped.
 
 local child = require 'tests.support.child'
 local cjson = require 'cjson'
@@ -16,7 +16,7 @@ for _, name in ipairs { 'whisper/tiny.en.safetensors', 'vad/silero_vad_16k.safet
   end
 end
 
--- What the demonstration's voice says at first, a pause, and the same again; 16 kHz.
+-- The start of the demonstration's voice, a pause, and the same again; 16 kHz.
 local WORDS, PAUSE = 16000 * 0.8, 16000 * 1.2
 local FRAMES, WIDTH, HEIGHT, WINDOW = 6, 128, 96, 8
 local dir = child.folder
@@ -32,7 +32,7 @@ end
 
 local function wav(name, x) return child.file(name, scratch.wav_of(x)) end
 
--- A sound in pieces, as windows.lua opens one.
+-- A sound in pieces, as windows.lua opens it.
 local function opened(x, piece)
   return function()
     local at = 0
@@ -54,7 +54,7 @@ t.test('a pause, its frames and the sound without it', function()
     t.ok(first > 0.6 and first < 1.1 and last > 1.7 and last < 2.3, ('%g to %g s'):format(first, last))
     t.ok(math.abs(found:seconds(9) - (last - first)) < 1e-9, 'seconds')
     t.ok(math.abs(found:seconds(1.5) - (1.5 - first)) < 1e-9, 'of a part')
-    -- Around it the new mouth comes and goes by fifths.
+    -- Around the pause, the weight of the new mouth changes by fifths.
     local shares = {}
     for i = 1, 100 do shares[i] = found:share(i) end
     local low, high
@@ -80,7 +80,7 @@ t.test('a pause, its frames and the sound without it', function()
   end)
 end)
 
-t.test('short silences are none; before and after everything nobody speaks', function()
+t.test('short silences are not pauses; before and after the sound nobody speaks', function()
   cr.scope(function()
     local none = silences.find(opened(cr.zeros(16000), 16000))
     t.equal(#none.pauses, 1)
@@ -112,7 +112,7 @@ end
 
 prepare()
 
--- Frames [n], and the report; scheduler's noise is drawn on the way, so that each window's is the next.
+-- Frames [n], and the report. A stochastic scheduler is used, so that each window continues the random sequence.
 local function lipsync(silence, extra)
   local args = { 'lipsync', '--video', path 'face.mkv', '--audio', voice, '--out', path(silence .. '.mkv'), '--checkpoint',
     path 'checkpoint', '--size', '64', '--steps', '2', '--scheduler', 'euler_ancestral', '--points', path 'points.json', '--lossless',
@@ -131,7 +131,7 @@ local function source_frame(i)
   return smooth.image('frame' .. (turn % 2 == 0 and within or FRAMES - 1 - within), HEIGHT, WIDTH)
 end
 
-t.test('keep leaves pauses alone, skips their windows, and the rest keeps its pixels', function()
+t.test('keep leaves pauses unchanged, skips their windows, and does not affect other pixels', function()
   cr.scope(function()
     local found = silences.find(opened(with_pause(), 16000))
     local all, model_report = lipsync 'model'
@@ -159,7 +159,7 @@ t.test('keep leaves pauses alone, skips their windows, and the rest keeps its pi
     t.equal(report.frames_in_silence, own)
     t.equal(report.settings.silence, 'keep')
     t.equal(model_report.windows_in_silence, 0)
-    -- A session makes and saves the same.
+    -- A session gives the same result.
     local run = require 'models.latentsync'.session { video = path 'face.mkv', audio = voice, checkpoint = path 'checkpoint',
       size = 64, points = points, frames = WINDOW, device = 'cpu', silence = 'keep', quiet = true }
     local sample = run:sample { scheduler = 'ddim', steps = 1, quiet = true }
@@ -177,7 +177,7 @@ t.test('keep leaves pauses alone, skips their windows, and the rest keeps its pi
   end)
 end)
 
-t.test('close changes what the model hears, and skips nothing', function()
+t.test('close gives the model silence, and skips nothing', function()
   cr.scope(function()
     local noise = t.formula('noise', { PAUSE + 2 * WORDS }) * 0.003
     wav('noisy.wav', with_pause() + noise)

@@ -1,4 +1,4 @@
--- The switches of the environment that choose between kernels: declared in one place, and in kernels/README.md.
+-- The environment switches that choose between kernels: declared in one place, and in kernels/README.md.
 
 local t = require 'tests.support.tap'
 
@@ -19,7 +19,7 @@ local function declared()
   return list
 end
 
-t.test('the page of kernels/ lists each switch with its values', function()
+t.test('kernels/README.md lists each switch with its values', function()
   local switches, rows, n = declared(), {}, 0
   for name, values in read('kernels/README.md'):gmatch '\n| `(CR_[%u%d_]+)` | ([^|\n]+) | [^|\n]+ |' do rows[name] = values end
   for name, values in pairs(switches) do

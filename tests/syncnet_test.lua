@@ -1,4 +1,4 @@
--- SyncNet, what it hears, and S3FD: against the reference's numbers, and on their own promises.
+-- SyncNet, its audio features, and S3FD: compared with the reference's values, and with their own documentation.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -48,7 +48,7 @@ t.with_shared('the MFCCs of a real voice are python_speech_features\'', function
   mfcc.free()
 end)
 
-t.test('a piece of a sound gives the rows that the whole gives; short and wrong sounds', function()
+t.test('a piece of a sound gives the same rows as the whole; short and invalid sounds', function()
   local samples = (raw('sound', { 8000 }) * 9000):floor()
   local whole = mfcc.compute(samples)
   local piece = mfcc.compute(samples:narrow(1, 1601, 160 * 9 + 400), samples:narrow(1, 1600, 1):item())
@@ -81,7 +81,7 @@ t.test('the full network gives the reference\'s embeddings', function()
   t.near(thinned(cr.cat(sounds, 1), 64), cr.tensor(golden.audio), 1e-5)
 end)
 
-t.test('successive windows are those taken one by one', function()
+t.test('consecutive windows equal single ones', function()
   local net = net_of(SMALL, SMALL_SETTINGS)
   local pictures = ((raw('pictures', { 8, 64, 128, 3 }) + 1) * 127.4):to 'u8'
   local rows = raw('rows', { 4 * 3 + 20, 13 }) * 20
@@ -97,7 +97,7 @@ t.test('successive windows are those taken one by one', function()
   t.ok(t.relative_error(last, mouths:narrow(1, 1, 1)) > 1e-4, 'the fifth frame counts')
 end)
 
-t.test('colours, scale and shift are as the settings say', function()
+t.test('colours, scale and shift follow the settings', function()
   local function plain(more)
     local s = { crop = 'aligned', size = 128, rows = { 0, 64 }, channels = 'rgb' }
     for key, value in pairs(more) do s[key] = value end
@@ -111,7 +111,7 @@ t.test('colours, scale and shift are as the settings say', function()
   t.near(plain { normalize = true }:mouth(x), long / long:square():sum():sqrt(), 1e-5)
 end)
 
-t.test('a file of weights: sizes are told by it, settings stand beside it', function()
+t.test('a weights file: sizes are derived from it, settings are beside it', function()
   local expected = syncnet.expected(SMALL)
   local all = formula.weights(expected)
   for name, x in pairs(help.variances(expected)) do all[name] = x end
@@ -150,7 +150,7 @@ t.test('a file of weights: sizes are told by it, settings stand beside it', func
   t.raises(function() syncnet.load(path) end, 'small.safetensors: tensor netcnnaud.8.bias is not finite: its weights are damaged')
 end)
 
--- What a script in a process of its own loads from files with two tensors that are nobody's, and the line about them.
+-- The result of a script in a separate process that loads files with two unknown tensors, and its message about them.
 local function with_strangers(name, expected, code)
   local all = formula.weights(expected)
   for key, x in pairs(help.variances(expected)) do all[key] = x end
@@ -164,7 +164,7 @@ local function with_strangers(name, expected, code)
   return text:sub(#line + 1)
 end
 
-t.test('tensors that SyncNet and S3FD do not have are passed over and counted', function()
+t.test('tensors that SyncNet and S3FD do not use are ignored and counted', function()
   scratch.write('strange.json', require 'cjson'.encode(SMALL_SETTINGS))
   t.equal(with_strangers('strange.safetensors', syncnet.expected(SMALL), [[
     local net = require 'models.networks.syncnet'.load(arg[1])
@@ -174,7 +174,7 @@ t.test('tensors that SyncNet and S3FD do not have are passed over and counted', 
     print(net.w.epoch, net.w.netcnnaud, net.w.vgg[0].bias:size(1))]]), 'nil\tnil\t64\n')
 end)
 
-t.test('the project\'s own network is of this layout', function()
+t.test('the project\'s own network has this layout', function()
   local path = require 'models.laboratory.evaluate'.own_syncnet()
   local f = io.open(path, 'rb')
   if not f then t.skip 'models/mini has no syncnet.safetensors yet' end
@@ -203,7 +203,7 @@ end)
 
 -- ---- the metric ------------------------------------------------------------------------------
 
-t.test('distances, offset and confidence are the reference\'s, however the windows come', function()
+t.test('distances, offset and confidence equal the reference\'s, for every chunking of windows', function()
   local all = raw('track', { 70, 64 })
   local mouth, sound = all:narrow(1, 1, 60), all:narrow(1, 4, 60) + raw('track.noise', { 60, 64 }) * 0.3
   for _, step in ipairs { 60, 16, 1 } do
@@ -225,7 +225,7 @@ t.test('a sound that is late by k frames has offset -k; none, few windows', func
   local all = raw('track', { 100, 32 })
   for _, k in ipairs { -15, -4, 0, 1, 15 } do
     local metric = syncnet.metric()
-    metric:add(all:narrow(1, 21, 60), all:narrow(1, 21 - k, 60)) -- sound i is that of picture i - k
+    metric:add(all:narrow(1, 21, 60), all:narrow(1, 21 - k, 60)) -- sound i belongs to image i - k
     local result = metric:result()
     t.equal(result.offset, -k)
     t.ok(result.confidence > 1, 'confidence')
@@ -263,9 +263,9 @@ t.test('S3FD gives the reference\'s maps and detections', function()
   t.equal(#net:detect(s3fd_input(), 0.56), 2)
 end)
 
-t.test('S3FD sees the middle four of 4 x 4 pixels, and its boxes are the frame\'s', function()
+t.test('S3FD averages the central four of 4 x 4 pixels, and its boxes are in frame pixels', function()
   local net = s3fd.new(help.tree(s3fd.expected()))
-  local sure = net.w.conf[1].bias -- so that some are faces
+  local sure = net.w.conf[1].bias -- so that some places are detected as faces
   sure:copy_(cr.tensor { -4, 4 })
   local frame = ((raw('frame', { 192, 256, 3 }) + 1) * 127.4):to 'u8'
   local middle = frame:to 'f32':view(48, 4, 64, 4, 3):narrow(2, 2, 2):narrow(4, 2, 2):mean { 2, 4 }
@@ -285,7 +285,7 @@ t.test('S3FD sees the middle four of 4 x 4 pixels, and its boxes are the frame\'
   t.near(far(found[1].box, want[1].box), 0, 0.1, 'the best is the first')
 end)
 
-t.test('S3FD takes frames whose sides no 4 divides, and refuses small ones', function()
+t.test('S3FD accepts frames whose sides are not divisible by 4, and refuses small ones', function()
   local net = s3fd.new(help.tree(s3fd.expected()))
   for _, size in ipairs { { 128, 160 }, { 130, 163 }, { 133, 113 } } do
     local frame = cr.full({ size[1], size[2], 3 }, 90, { dtype = 'u8' })

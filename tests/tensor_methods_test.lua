@@ -1,4 +1,4 @@
---- Methods of tensors that are lines of Lua: parts by index, in place, sums of products, Fourier transforms, pictures.
+--- Tensor methods that are written in Lua: indexing, in-place forms, einsum, Fourier transforms, image helpers.
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local nn = require 'cr.nn'
@@ -7,7 +7,7 @@ local function grid(h, w, options)
   return cr.arange(1, h * w, 1, options):view(h, w)
 end
 
-t.test('x[key] is read as views, rows and masks', function()
+t.test('reading x[key]: views, rows and masks', function()
   local x = grid(3, 4)
   t.near(x[2], { 5, 6, 7, 8 }, 0)
   t.near(x[-1], { 9, 10, 11, 12 }, 0, 'from the end')
@@ -29,7 +29,7 @@ t.test('x[key] is read as views, rows and masks', function()
   t.equal(x:sum():item(), 78 - 5 - 13 - 21, 'parts are views')
 end)
 
-t.test('x[key] = y writes views, rows and masks', function()
+t.test('writing x[key] = y: views, rows and masks', function()
   local x = cr.zeros(3, 4)
   x[2] = 1
   x[{ 1, 2 }] = 5
@@ -49,7 +49,7 @@ t.test('x[key] = y writes views, rows and masks', function()
   t.raises(function() x[x:gt(0)] = cr.ones(3) end, 'x%[mask%] = y: y %[3%] does not fit %[12%]')
 end)
 
-t.test('in place, also with other dtypes and views of itself', function()
+t.test('in-place methods, also with other dtypes and views of the same tensor', function()
   local x = cr.tensor { 1, 2, 3 }
   t.ok(rawequal(x:add_(1), x), 'it gives itself')
   x:mul_(cr.tensor({ 2, 2, 2 }, { dtype = 'f64' })):sub_(1)
@@ -73,7 +73,7 @@ t.test('in place, also with other dtypes and views of itself', function()
   t.ok(y:min():item() >= -1 and y:max():item() < 1 and math.abs(y:mean():item()) < 0.1, 'uniform numbers')
 end)
 
-t.test('random whole numbers and orders', function()
+t.test('random integers and permutations', function()
   local g = cr.generator(3)
   local x = cr.randint(-2, 3, { 3000 }, { generator = g })
   t.equal(x.dtype, 'i64')
@@ -103,7 +103,7 @@ t.test('einsum: sums, diagonals, batches, three operands', function()
   t.raises(function() cr.einsum('ij,jk', a) end, "einsum: 'ij,jk' names 2 tensors, 1 are given")
 end)
 
-t.test('rfft and irfft against the sums that they are', function()
+t.test('rfft and irfft follow their definitions', function()
   for _, n in ipairs { 1, 2, 7, 12 } do
     local x = cr.randn(3, n)
     local re, im = cr.rfft(x)
@@ -129,7 +129,7 @@ t.test('rfft and irfft against the sums that they are', function()
   t.raises(function() cr.irfft(re, im, { 2, 3 }, 9) end, 'irfft: 4 frequencies are not those of a length of 9')
 end)
 
-t.test('pictures: distances, sizes, places', function()
+t.test('images: distances, sizes, positions', function()
   local a = cr.rand(2, 16, 15, 3)
   t.near(nn.ssim(a, a), 1, 1e-6)
   t.ok(nn.ssim(a, 1 - a):item() < 0, 'a negative is unlike')
@@ -149,7 +149,7 @@ t.test('pictures: distances, sizes, places', function()
   t.near(nn.pad(v, { 2 }, { 1 }, 'circular'), { 3, 4, 1, 2, 3, 4, 1 }, 0)
 end)
 
-t.test('a mask of attention may be true and false', function()
+t.test('an attention mask may be boolean', function()
   local q, k, v = cr.randn(1, 3, 8), cr.randn(1, 4, 8), cr.randn(1, 4, 8)
   local mask = cr.tensor({ { 1, 0, 1, 1 }, { 0, 1, 0, 0 }, { 1, 1, 1, 1 } }, { dtype = 'bool' })
   local added = cr.where(mask, 0, -math.huge)
@@ -157,7 +157,7 @@ t.test('a mask of attention may be true and false', function()
   t.near(nn.attention(q, k, v, { mask = mask }):select(2, 2), v:select(2, 2), 1e-6, 'only one is attended to')
 end)
 
-t.test('sorting is stable, puts a nan last, and takes every dtype', function()
+t.test('sorting is stable, puts NaN last, and supports every dtype', function()
   local x = cr.tensor { 2, 0 / 0, 1, 2, -0.0, 0, 1 }
   local _, at = x:sort()
   t.near(at:to 'f32', { 5, 6, 3, 7, 1, 4, 2 }, 0)
@@ -176,7 +176,7 @@ t.test('sorting is stable, puts a nan last, and takes every dtype', function()
   t.near(cr.randn(4, 3):t():contiguous():sort(1):diff(1):ge(0):all():to 'f32', 1, 0, 'another dimension')
 end)
 
-t.test('the first k are those of a sorted row', function()
+t.test('topk equals the start of a sorted row', function()
   for _, shape in ipairs { { 7 }, { 3, 40 }, { 5, 6, 4 } } do
     for _, dtype in ipairs { 'f32', 'f16', 'u8', 'i64' } do
       local x = (cr.randn(shape) * 3):round():abs():to(dtype)
@@ -195,7 +195,7 @@ t.test('the first k are those of a sorted row', function()
   t.raises(function() cr.ones(2, 3):topk(4) end, 'topk: dimension %-1 of %[2 3%] has no 4 elements')
 end)
 
-t.test('running sums go on over long rows', function()
+t.test('cumulative sums of long rows', function()
   local x = cr.ones(2, 5000)
   t.near(x:cumsum(2):select(2, 5000), { 5000, 5000 }, 0)
   t.near(cr.tensor({ 200, 100 }, { dtype = 'u8' }):cumsum():to 'f32', { 200, 300 }, 0, 'whole numbers in i64')
@@ -221,7 +221,7 @@ t.test('what is told to use in place of other names can be used', function()
   local absent, ran = require 'cr.tensor.absent', 0
   local function numbers() return cr.tensor { { 0.2, 0.4, 0.1 }, { 0.5, 0.3, 0.9 }, { 0.7, 0.6, 0.8 } } end
   local function three() return cr.randn(1, 3, 8) end
-  local function values_for(piece) -- of the letters that the sentences use
+  local function values_for(piece) -- for the letters that the sentences use
     local x, square = numbers(), piece:find ':bmm' and numbers():unsqueeze(1) or numbers()
     local rows = cr.tensor({ 3, 1, 2 }, { dtype = 'i64' })
     return { cr = cr, nn = nn, math = math, d = 2, n = 3, limit = 2, low = 0, high = 1, bins = 4, from = 1, to = 2, slope = 0.1, size = 2,
@@ -235,7 +235,7 @@ t.test('what is told to use in place of other names can be used', function()
       code = code or answer:match 'use (.*)$' or ''
       for piece in (code:gsub(',? and ', '\0'):gsub(',? or ', '\0') .. '\0'):gmatch '(.-)%z' do
         local fn = loadstring((before or '') .. ' return ' .. piece) or piece:find '[^=]=[^=]' and loadstring(piece)
-        -- (w is a layer's weights, and a file is not there.)
+ -- w is a layer's weights, and a file does not exist
         if fn and piece:find '[:.%[(]' and not piece:find '%f[%w]w%f[%W]' and not piece:find 'x%.npy' then
           cr.scope(function()
             local ok, err = pcall(setfenv(fn, values_for(piece)))

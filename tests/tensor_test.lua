@@ -1,6 +1,6 @@
---- Tensors themselves: how they are made, seen in other ways, freed, counted and read.
+--- Tensors: creation, views, freeing, counting and reading.
 --
--- Views are compared with indices worked out here, the count of memory with what each step must change.
+-- Views are compared with indices that are computed here, the memory count with the expected change of each step.
 
 local cr = require 'cr'
 local flat = require 'tests.support.flat'
@@ -33,7 +33,7 @@ t.test('made from sizes, numbers and memory', function()
   end)
 end)
 
-t.test('what cannot be made is said', function()
+t.test('invalid tensors are refused', function()
   cr.scope(function()
     for _, case in ipairs {
       { function() cr.zeros(2, -1) end, 'dimension 2 has the negative size %-1' },
@@ -56,14 +56,14 @@ t.test('what cannot be made is said', function()
   end)
 end)
 
--- Index k (from 1) of the element at the 1-based place of a dense tensor.
+-- The index k (from 1) of the element at a 1-based position of a dense tensor.
 local function place(shape, at)
   local k = 0
   for i, size in ipairs(shape) do k = k * size + at[i] - 1 end
   return k + 1
 end
 
--- All places of a shape in row-major order.
+-- All positions of a shape in row-major order.
 local function each(shape, fn)
   local at = {}
   local function walk(depth)
@@ -76,7 +76,7 @@ local function each(shape, fn)
   walk(1)
 end
 
--- A view's elements: of each place of it, the place in what it shows.
+-- The elements of a view: for each position, the position in the original.
 local function check_view(y, x, shape, source, message)
   t.equal(shape_of(y), table.concat(shape, ' '), message)
   local values, k = flat.values(y), 0
@@ -132,7 +132,7 @@ t.test('views show the same memory, with indices from 1 and from the end', funct
   end)
 end)
 
-t.test('views that do not exist are said', function()
+t.test('invalid views are refused', function()
   cr.scope(function()
     local x = cr.zeros(2, 3)
     for _, case in ipairs {
@@ -158,7 +158,7 @@ t.test('views that do not exist are said', function()
   end)
 end)
 
-t.test('numbers come out as they are', function()
+t.test('values are read exactly', function()
   cr.scope(function()
     t.equal(cr.full({}, 2 ^ 53 - 1, { dtype = 'i64' }):item(), 2 ^ 53 - 1)
     t.equal(tostring(cr.tensor(9007199254740993LL, { dtype = 'i64' }):item()), '9007199254740993LL')
@@ -166,14 +166,14 @@ t.test('numbers come out as they are', function()
     t.equal(cr.tensor(-0.5, { dtype = 'bf16' }):item(), -0.5)
     local list = cr.arange(6):view(3, 2):t():tolist()
     t.equal(#list .. ' ' .. table.concat(list[1], ' ') .. ' ' .. table.concat(list[2], ' '), '2 1 3 5 2 4 6')
-    -- A nan with bits of its own must not reach LuaJIT, which keeps types in them.
+    -- A NaN with special bits must not reach LuaJIT, which encodes types in them.
     local bits = require 'ffi'.new('uint64_t[1]', 0xfff9800012345678ULL)
     local odd = cr.from_pointer(bits, { 1 }, 'f64', bits)
     t.ok(odd:item() ~= odd:item() and odd:tolist()[1] ~= odd:tolist()[1], 'a nan')
   end)
 end)
 
-t.test('freed once, twice, and used afterwards', function()
+t.test('freeing once, twice, and use after free', function()
   local before = cr.memory().count
   local x = cr.arange(6)
   local y = x:view(2, 3)
@@ -222,7 +222,7 @@ t.test('scopes free what they do not return', function()
   t.equal(cr.memory().count, before)
 end)
 
-t.test('tasks that take turns have scopes of their own', function()
+t.test('concurrent tasks have separate scopes', function()
   cr.run(function()
     local alive
     cr.all {
@@ -246,14 +246,14 @@ t.test('tasks that take turns have scopes of their own', function()
   end)
 end)
 
-t.test('what is forgotten is collected', function()
+t.test('unreachable tensors are collected', function()
   local before = cr.memory().count
   for _ = 1, 50 do cr.ones(1000) end
   t.ok(cr.memory().count > before)
   collectgarbage()
   collectgarbage()
   t.equal(cr.memory().count, before)
-  -- Without a word from anyone: so many bytes that collecting by Lua's own measure would come too late.
+  -- Without explicit collection: so many bytes that Lua's own trigger would come too late.
   cr.reset_peak()
   for _ = 1, 400 do cr.empty(4 * 2 ^ 20) end
   t.ok(cr.memory().peak - cr.memory().live < 400 * 16 * 2 ^ 20 * 0.9, 'collected on the way')
@@ -262,7 +262,7 @@ t.test('what is forgotten is collected', function()
   cr.trim()
 end)
 
-t.test('memory is counted, kept for reuse and given back', function()
+t.test('memory is counted, cached and released', function()
   cr.trim()
   cr.reset_peak()
   local start = cr.memory()

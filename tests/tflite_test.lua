@@ -1,4 +1,4 @@
---- TFLite graphs: every operator against plain loops, folding, the trained models' goldens, damage.
+--- TFLite graphs: every operator compared with plain loops, folding, the trained networks' golden values, damage.
 
 local cr = require 'cr'
 local flatbuffer = require 'tests.support.flatbuffer'
@@ -9,7 +9,7 @@ local tflite = require 'cr.graphs.tflite'
 local ADD, CONCATENATION, CONV, DEPTHWISE, DEQUANTIZE, LOGISTIC, MAX_POOL = 0, 2, 3, 4, 6, 14, 17
 local RELU, RELU6, RESHAPE, RESIZE, PAD, PRELU = 19, 21, 22, 23, 34, 54
 
---- n numbers in -1 .. 1, multiples of 1/64 (exact in float16), the same at each run.
+--- n numbers in -1 .. 1, multiples of 1/64 (exact in float16), the same in each run.
 local function numbers(n, seed)
   local out, state = {}, seed or 1
   for i = 1, n do
@@ -29,7 +29,7 @@ local function constant(shape, seed, dtype)
   return { shape = shape, data = numbers(count(shape), seed), dtype = dtype }
 end
 
---- Runs a one-input graph on `numbers`; the first output as a flat list.
+--- Runs a graph with one input on `numbers`; returns the first output as a flat list.
 local function run(spec)
   local net = tflite.parse('test.tflite', flatbuffer.graph(spec))
   return cr.scope(function()
@@ -55,7 +55,7 @@ local function window(padding, sw, sh, act, more)
   return options
 end
 
---- A convolution in plain loops; `at(o, ky, kx, k)` gives a weight, `reads(o)` its first channel.
+--- A convolution in plain loops; `at(o, ky, kx, k)` returns a weight, `reads(o)` its first channel.
 local function plain_conv(x, xs, os, kernel, o, at, first, channels, bias)
   local out = {}
   local function pad(size, n, k, s, d)
@@ -113,7 +113,7 @@ t.test('CONV_2D: asymmetric SAME at stride 2, VALID, dilation, no bias, groups, 
   end
 end)
 
-t.test('DEPTHWISE_CONV_2D: one and two results a channel', function()
+t.test('DEPTHWISE_CONV_2D: one and two outputs per channel', function()
   local xs = { 1, 5, 6, 3 }
   local x = numbers(count(xs), 7)
   for _, many in ipairs { 1, 2 } do
@@ -194,7 +194,7 @@ t.test('PAD, MAX_POOL_2D, CONCATENATION, RESHAPE', function()
   same(got, want, 'pool, reshape, join')
 end)
 
-t.test('several inputs in one run, where each is by itself', function()
+t.test('batches: several independent inputs in one run', function()
   local function net_of(shapes, nodes)
     local list = {}
     for i, s in ipairs(shapes) do list[i] = { shape = s } end
@@ -213,7 +213,7 @@ t.test('several inputs in one run, where each is by itself', function()
     t.raises(function() net:run(cr.randn(3, 5, 4, 2)) end, 'must be %[1 5 3 2%]')
   end)
   net:free()
-  -- What belongs to no input by itself is not taken apart.
+  -- Values that are shared by all inputs are not split.
   net = net_of({ { 1, 3, 2 }, { 3, 2 } }, { { code = RESHAPE, inputs = { 0 }, outputs = { 1 } } })
   cr.scope(function() t.raises(function() net:run(cr.randn(2, 3, 2)) end, 'must be %[1 3 2%]') end)
   net:free()
@@ -236,7 +236,7 @@ t.test('RESIZE_BILINEAR: half-pixel centres and corners', function()
   end
 end)
 
---- input -> conv A -> act 1 -> (+ other) -> act 2, as the networks have it.
+--- input -> conv A -> act 1 -> (+ other) -> act 2, as in the networks.
 local function residual_graph(first, second, swapped, both)
   local s = { 1, 3, 3, 4 }
   local tensors = { { shape = s }, constant({ 4, 1, 1, 4 }, 2), constant({ 4, 1, 1, 4 }, 9),
@@ -256,13 +256,13 @@ local function residual_graph(first, second, swapped, both)
   return { tensors = tensors, nodes = nodes, inputs = { 0 }, outputs = { out } }
 end
 
-t.test('what is folded into a convolution changes no number', function()
+t.test('folding into a convolution does not change the result', function()
   for _, first in ipairs { false, RELU, RELU6, PRELU } do
     for _, second in ipairs { false, RELU, PRELU } do
       for case = 0, 3 do
         local spec = residual_graph(first, second, case % 2 == 1, case >= 2)
         local folded = run(spec)
-        -- a second user of every result keeps it from being folded
+        -- A second user of every intermediate result prevents folding.
         local plain = residual_graph(first, second, case % 2 == 1, case >= 2)
         for _, n in ipairs(plain.nodes) do
           if n.outputs[1] ~= plain.outputs[1] then plain.outputs[#plain.outputs + 1] = n.outputs[1] end
@@ -310,7 +310,7 @@ t.test('a graph that cannot be run is refused in one sentence', function()
   net:free()
 end)
 
---- Opens damaged bytes; what opens must also run. Gives how many opened.
+--- Opens damaged bytes; what opens must also run. Returns how many opened.
 local function survive(data, what)
   local before = cr.memory().count
   local ok, err = pcall(tflite.parse, 'bad.tflite', data)
@@ -329,7 +329,7 @@ local function survive(data, what)
   return 0
 end
 
-t.test('a small file cut anywhere, or with any byte changed', function()
+t.test('a small file truncated anywhere, or with any byte changed', function()
   local data = flatbuffer.graph(residual_graph(RELU, PRELU, false, true))
   for n = 0, #data - 1 do survive(data:sub(1, n), 'cut to ' .. n) end
   local opened, tried = 0, 0
@@ -350,7 +350,7 @@ local function read(path)
   return data
 end
 
-t.test('a trained file cut short, or with bytes changed at random', function()
+t.test('a trained file truncated, or with random changes', function()
   local data = read(t.face_model 'face_detection_short_range')
   local step = math.ceil(#data / 200)
   for n = 0, #data - 1, step do

@@ -1,4 +1,4 @@
---- PyTorch's files: equal numbers in every format, shared views, and nothing executed.
+--- PyTorch's files: equal values in every format, shared views, and nothing executed.
 
 local cr = require 'cr'
 local pickle = require 'tests.support.pickle'
@@ -34,13 +34,13 @@ t.test('a zip archive gives the expected numbers', function()
   t.equal(file.names[1], 'state_dict.a.weight')
 end)
 
-t.test('pickle protocol 4 too', function() compare('protocol4.pt', '') end)
+t.test('pickle protocol 4, too', function() compare('protocol4.pt', '') end)
 t.test('and deflated members', function()
   local file = compare('deflated.pt', 'state_dict.')
   t.ok(file:get 'state_dict.d.whole':select(1, 1):pointer() == file:get 'state_dict.d.transposed':t():select(1, 1):pointer(),
     'views share what was unpacked once')
 end)
-t.test('and the legacy stream', function() t.equal(compare('legacy.pth', '').format, 'torch-legacy') end)
+t.test('the legacy stream', function() t.equal(compare('legacy.pth', '').format, 'torch-legacy') end)
 
 t.test('views of one storage stay views, with their strides', function()
   local file = weights.open(folder .. 'zip.pt')
@@ -74,7 +74,7 @@ for name, pattern in pairs {
   end)
 end
 
-t.test("Whisper's file gives its dims and 65 tensors", function()
+t.test("Whisper's file contains its dims and 65 tensors", function()
   local file = weights.open(cr.root .. '/tests/golden/whisper_nano.pt')
   t.equal(file.metadata.dims.n_audio_state, 64)
   t.equal(file.metadata.dims.n_mels, 80)

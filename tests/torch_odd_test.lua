@@ -1,5 +1,5 @@
---- Tensors of PyTorch's that are not plain ones: those that are read all the same, and those that are listed
---- and refused when they are taken; and archives with something behind them.
+--- Unusual PyTorch tensors: those that are read nevertheless, those that are listed and refused when read; and
+--- archives with trailing data.
 
 local cr = require 'cr'
 local pickle = require 'tests.support.pickle'
@@ -12,7 +12,7 @@ local storage, arguments, tensor = pickle.storage, pickle.arguments, pickle.tens
 
 local numbers = { { 'm/data/0', scratch.floats(0, 1, 2, 3) }, { 'm/data/1', '\56\192\127\1' } }
 
---- A file in which `value` is x, beside a plain tensor y.
+--- A file in which `value` is x, besides a plain tensor y.
 local function open(value)
   return weights.open(pickle.archive(pickle.dict(text 'x', value, text 'y', tensor('0', 4, 0, { 4 }, { 1 })), numbers))
 end
@@ -80,7 +80,7 @@ local refused = {
   { 'nine dimensions', tensor('0', 4, 0, { 1, 1, 1, 1, 1, 1, 1, 1, 4 }, { 4, 4, 4, 4, 4, 4, 4, 4, 1 }), 'has 9 dimensions' },
 }
 for _, case in ipairs(refused) do
-  t.test(case[1] .. ' is refused when it is taken', function()
+  t.test(case[1] .. ' is refused when it is read', function()
     local file = open(case[2])
     t.equal(table.concat(file.names, ' '), 'x y')
     t.equal(file:info('x').dtype, 'other')
@@ -90,7 +90,7 @@ for _, case in ipairs(refused) do
   end)
 end
 
-t.test('the class of a tensor excuses no other name', function()
+t.test("a tensor's subclass does not allow any other name", function()
   local class = global('os', 'system')
   local function raises(value) t.raises(function() open(value) end, 'calls os.system, which is refused') end
   local from_type = global('torch._tensor', '_rebuild_from_type_v2')
@@ -102,7 +102,7 @@ t.test('the class of a tensor excuses no other name', function()
   raises('](' .. class .. 'e')
 end)
 
-t.test('bytes behind an archive are passed over, with one warning', function()
+t.test('bytes after an archive are ignored, with one warning', function()
   local bytes = scratch.read(pickle.archive(pickle.dict(text 'y', tensor('0', 4, 0, { 4 }, { 1 })), numbers))
   local zip64 = scratch.read(pickle.archive(pickle.dict(text 'y', tensor('0', 4, 0, { 4 }, { 1 })), numbers, true))
   for i, whole in ipairs { bytes, zip64 } do

@@ -1,4 +1,5 @@
---- Operations against PyTorch's results on its own sample inputs; all of them: tests/bench/torch_samples.lua.
+--- Operations compared with PyTorch's results on its own sample inputs; tests/bench/torch_samples.lua runs all
+--- samples.
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local samples = require 'tests.support.torch_samples'

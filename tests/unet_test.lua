@@ -1,5 +1,5 @@
--- UNet3D against the reference's numbers, and each of its savings against the plain network.
--- CR_SLOW=1 adds the full-size network (minutes).
+-- UNet3D compared with the reference's values, and each of its optimizations with the plain network. CR_SLOW=1 adds
+-- the full-size network (minutes).
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -18,7 +18,7 @@ local function nano(options, config)
   return unet3d.new(help.tree(unet3d.expected(config), options), config, options)
 end
 
-t.test('the list of expected tensors is that of the checkpoints', function()
+t.test("the list of expected tensors equals the checkpoints'", function()
   local keys = help.read_keys(golden.folder .. 'unet_keys.txt')
   t.equal(help.difference(unet3d.expected(unet3d.config()), keys), nil)
   local small = help.read_json(golden.folder .. 'nano_keys.json').unet
@@ -45,13 +45,13 @@ t.test('the nano network gives the reference\'s outputs and block outputs', func
   gold:close()
 end)
 
-t.test('fused projections change nothing', function()
+t.test('fused projections do not change the result', function()
   local sample, audio = help.input('sample', { 1, 13, 4, 8, 8 }), t.formula('input:audio', { 1, 4, 50, 64 })
   local a, b = nano():forward(sample, 481, audio), nano({ fuse = false }):forward(sample, 481, audio)
   t.near(a, b, 5e-6)
 end)
 
-t.test('each of a batch may have its own timestep', function()
+t.test('each batch element may have its own timestep', function()
   local net = nano()
   local sample, audio = help.input('sample', { 2, 13, 4, 8, 8 }), t.formula('input:audio', { 2, 4, 50, 64 })
   local both = net:forward(sample, { 981, 1 }, audio)
@@ -59,7 +59,7 @@ t.test('each of a batch may have its own timestep', function()
   t.near(both:narrow(1, 2, 1), net:forward(sample:narrow(1, 2, 1), 1, audio:narrow(1, 2, 1)), 5e-6)
 end)
 
-t.test('no saving of the denoiser changes the numbers', function()
+t.test("the denoiser's optimizations do not change the result", function()
   local net = nano()
   local F, h = 5, 8
   local x, cond = help.input('x', { 1, 4, F, h, h }), help.input('cond', { 1, 9, F, h, h })
@@ -88,7 +88,7 @@ t.test('no saving of the denoiser changes the numbers', function()
   end
 end)
 
-t.test('without guidance there is one half, without audio no cross-attention', function()
+t.test('without guidance there is only one half, without audio no cross-attention', function()
   local net = nano()
   local x, cond = help.input('x', { 1, 4, 3, 8, 8 }), help.input('cond', { 1, 9, 3, 8, 8 })
   local audio = t.formula('input:audio', { 3, 50, 64 })
@@ -116,13 +116,13 @@ t.test('a denoiser outlives the scope that it was made in', function()
   t.ok(cr.memory().count < live, 'free gives memory back')
 end)
 
-t.test('sizes that do not halve evenly come back as they went in', function()
+t.test('sizes that are not divisible by two keep their size', function()
   local net = nano()
   local y = net:forward(help.input('sample', { 1, 13, 2, 10, 13 }), 481, t.formula('input:audio', { 1, 2, 50, 64 }))
   t.equal(table.concat(y.shape, ' '), '1 2 10 13 4')
 end)
 
-t.test('half precision runs and stays near', function()
+t.test('half precision runs and stays close', function()
   local sample, audio = help.input('sample', { 1, 13, 4, 8, 8 }), t.formula('input:audio', { 1, 4, 50, 64 })
   local want = nano():forward(sample, 481, audio)
   for dtype, tolerance in pairs { f16 = 1e-2, bf16 = 8e-2 } do
@@ -197,7 +197,7 @@ t.test('wrong inputs get one sentence', function()
   t.raises(function() net:forward(cr.zeros(1, 2, 8, 8, 13), 1) end, 'down_blocks%.0%.resnets%.0%.conv1: conv2d')
 end)
 
--- Takes minutes: a test of `make test-slow`.
+-- This takes minutes: a test of `make test-slow`.
 local slow = os.getenv 'CR_SLOW' == '1' and t.test or function() end
 slow('the full network gives the reference\'s output', function()
   local gold = golden.open 'networks'

@@ -1,5 +1,5 @@
---- Networks for upscaling: the golden values on formula weights under the authors' names and on the trained ones, the
---- forms of files that they come in, and files that are none.
+--- Upscaling networks: golden values with weights by formula under the authors' names and with trained weights, file
+--- formats, and invalid files.
 
 local cr = require 'cr'
 local formula = require 'tests.support.formula'
@@ -10,8 +10,8 @@ local srvgg = require 'models.networks.srvgg'
 local t = require 'tests.support.tap'
 local upscaler = require 'models.networks.upscaler'
 
-local MOST = 5e-5     -- difference to the exact values, of 1.0
-local ROUNDED = 2e-4  -- share of values that may be rounded to the neighbour
+local MOST = 5e-5 -- maximum difference to the exact values, of 1.0
+local ROUNDED = 2e-4 -- share of values that may round to the neighbour
 
 local SMALL = { features = 64, growth = 32, blocks = 2, doublings = 2, unshuffle = 1, output = 3 }
 
@@ -31,7 +31,7 @@ local FORMULA = {
   { 'rrdb_b2_x1', rrdb(4), 1 },
 }
 
--- A file of formula weights; its path. `rename` gives the names in the file.
+-- Writes a file with weights by formula; returns its path. `rename` maps names to those in the file.
 local function weights_file(name, expected, rename)
   local path = scratch.path(name .. '.safetensors')
   cr.scope(function()
@@ -52,7 +52,7 @@ local function largest(a, b) return (a:to 'f64' - b:to 'f64'):abs():max():item()
 
 local function rounded(x) return (x * 255 + 0.5):floor():clamp(0, 255):to 'u8' end
 
--- u8 values are the golden ones, but for a few that lie at the edge of two.
+-- u8 values equal the golden ones, except for a few that are near a rounding boundary.
 local function check_rounded(x, gold, key)
   local got, want = gold:cut(rounded(x), key), gold:get(key)
   local unequal, most = picture.compare(got, want)
@@ -61,7 +61,7 @@ end
 
 for _, case in ipairs(FORMULA) do
   local key, expected, scale = unpack(case)
-  t.test(key .. ' on formula weights under the authors\' names', function()
+  t.test(key .. ' with weights by formula under the authors\' names', function()
     local gold = golden.open 'upscale_formula'
     local net = upscaler.load(weights_file(key, expected, function(name) return 'params_ema.' .. name end))
     t.equal(net.scale, scale)
@@ -76,7 +76,7 @@ for _, case in ipairs(FORMULA) do
   end)
 end
 
--- The names that the first ESRGAN gave the same tensors.
+-- The first ESRGAN's names of the same tensors.
 local function old_names(name)
   local block, dense, conv, kind = name:match '^body%.(%d+)%.rdb(%d)%.conv(%d)%.(%a+)$'
   if block then return ('model.1.sub.%s.RDB%s.conv%s.0.%s'):format(block, dense, conv, kind) end
@@ -86,7 +86,7 @@ local function old_names(name)
   return ('model.%s.%s'):format(own[part], kind)
 end
 
-t.test('the key names of the first ESRGAN mean the same network', function()
+t.test("the first ESRGAN's names give the same network", function()
   local gold = golden.open 'upscale_formula'
   local net = upscaler.load(weights_file('old', rrdb(1), old_names))
   cr.scope(function()
@@ -97,7 +97,7 @@ t.test('the key names of the first ESRGAN mean the same network', function()
   gold:close()
 end)
 
-t.test('the weights of two files are mixed, key by key', function()
+t.test('the weights of two files are blended, key by key', function()
   local expected = srvgg.expected { layers = 1, features = 4, scale = 2 }
   local one = weights_file('one', expected)
   local two = scratch.path 'two.safetensors'
@@ -116,20 +116,20 @@ t.test('the weights of two files are mixed, key by key', function()
     'contain different networks')
 end)
 
-t.test('general-x4v3 is mixed with the wdn file beside it', function()
+t.test('general-x4v3 is blended with the wdn file beside it', function()
   local networks = require 'models.upscale.networks'
   local name, expected = unpack(FORMULA[1])
   local general = weights_file('realesr-general-x4v3', expected)
   weights_file('realesr-general-wdn-x4v3', expected)
   local gold = golden.open 'upscale_formula'
   cr.scope(function()
-    -- Of twice the same network any mixture is that network.
+    -- Any blend of a network with itself is that network.
     local net = networks.load(general, { denoise = 0.3 })
     local y = enlarge(net, gold:get 'input')
     local d = largest(gold:cut(y:slice(1, 1, y:size(1), 3), name .. '.rows'), gold:get(name .. '.rows'))
     t.ok(d <= 1e-5, ('off by %g'):format(d))
     net:free()
-    -- Of one whose last bias is greater by 1, the share counts.
+    -- With a network whose last bias is larger by 1, the result shows the share.
     local other = cr.load(general)
     other['body.66.bias'] = other['body.66.bias'] + 1
     cr.save((general:gsub('general%-', 'general-wdn-')), other)
@@ -140,7 +140,7 @@ t.test('general-x4v3 is mixed with the wdn file beside it', function()
   gold:close()
 end)
 
-t.test('a file of another network, or of half of one, is told in one sentence', function()
+t.test('files of other or truncated networks give one sentence', function()
   local expected = rrdb(1)
   local function without(missing)
     return function(name) return name ~= missing and name or nil end
@@ -161,7 +161,7 @@ end)
 
 -- ---- the trained networks ------------------------------------------------------------------------
 
--- Rows 1, 12, 23, ... before clamping and the rounded picture, of a network on a picture of the golden values.
+-- Rows 1, 12, 23, ... before clamping and the rounded image, of a network's result for an image of the golden values.
 local function check_golden(net, name, pictures, gold)
   gold = gold or golden.open 'upscale'
   cr.scope(function()
@@ -176,26 +176,27 @@ local function check_golden(net, name, pictures, gold)
   gold:close()
 end
 
-t.test('animevideov3, as it was fetched', function()
+t.test('the fetched animevideov3', function()
   local net = upscaler.load(t.fetched 'upscale/animevideov3.safetensors')
   t.equal(net.margin, 18)
   check_golden(net, 'realesr-animevideov3-x4', { 'even', 'odd' })
   net:free()
 end)
 
-t.test('x4plus, as it was fetched', function()
+t.test('the fetched x4plus', function()
   local net = upscaler.load(t.fetched 'upscale/x4plus.safetensors')
   check_golden(net, 'realesrgan-x4plus', { 'odd' })
   net:free()
 end)
 
-t.test('x4plus-anime, as it was fetched', function()
+t.test('the fetched x4plus-anime', function()
   local net = upscaler.load(t.fetched 'upscale/x4plus-anime.safetensors')
   check_golden(net, 'realesrgan-x4plus-anime', { 'even' })
   net:free()
 end)
 
--- Bicubic, a = -0.75, pixels' centres, edges repeated, no wider when it shrinks: what ncnn's x2 and x3 append.
+-- Bicubic interpolation as ncnn's x2 and x3 append it: a = -0.75, pixel centres, repeated edges, no widening when
+-- shrinking.
 local function bicubic(x, height, width)
   local function axis(v, d, size)
     local from, parts = v:size(d), {}
@@ -234,7 +235,7 @@ local function check_smaller(net, pictures, gold)
   end)
 end
 
-t.test('ncnn\'s x2 and x3 are the x4 network\'s result made smaller', function()
+t.test('ncnn\'s x2 and x3 files contain the x4 network with downscaling', function()
   local net = upscaler.load(t.fetched 'upscale/animevideov3.safetensors')
   local gold = golden.open 'upscale'
   check_smaller(net, { 'even', 'odd' }, gold)

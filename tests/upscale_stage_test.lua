@@ -1,4 +1,4 @@
---- Upscaling in the pipeline: what `--upscale` does to frames, and what it leaves.
+--- Upscaling in the pipeline: the effect of `--upscale` on frames.
 
 local align = require 'models.latentsync.align'
 local child = require 'tests.support.child'
@@ -16,7 +16,7 @@ local upscaler = require 'models.networks.upscaler'
 
 local network = require 'tests.support.checkpoint'.upscaler(scratch.path 'small.safetensors')
 
--- A job as a stage sees it; what it notes goes to `told`.
+-- A job as a stage sees it; its messages go to `told`.
 local function job_of(value, told)
   return {
     settings = { upscale = value, device = 'cpu', dtype = 'f32' },
@@ -27,13 +27,13 @@ local function job_of(value, told)
   }
 end
 
--- A place in which the square of a face of 32 pixels is `side` pixels wide.
+-- A position in which the square of a face with 32 pixels is `side` pixels wide.
 local function matrix(side, size)
   local scale = align.side_in_frame({ 1, 0, 0, 0, 1, 0 }, size or 32) / side
   return { scale, 0, 0, 0, scale, 0 }
 end
 
-t.test('mouth enlarges the faces that are pasted, no further than the frame shows', function()
+t.test('mouth upscales pasted faces, only as far as the frame shows them', function()
   local told = {}
   local stage = stage_of(job_of('mouth:' .. network, told))
   local clip = { n = 2, first = 1, items = { { matrix = matrix(60) }, {} } }
@@ -50,7 +50,7 @@ t.test('mouth enlarges the faces that are pasted, no further than the frame show
   t.equal(#told, 0)
 end)
 
-t.test('mouth does nothing, and says so once, where the face in the frame is no larger', function()
+t.test('mouth does nothing, with one message, if the face in the frame is not larger', function()
   local told = {}
   local stage = stage_of(job_of('mouth:' .. network, told))
   cr.scope(function()
@@ -62,11 +62,11 @@ t.test('mouth does nothing, and says so once, where the face in the frame is no 
   t.ok(told[1]:find 'upscaling gains nothing', told[1])
 end)
 
-t.test('mouth goes by the median of all faces until then, not by the first window', function()
+t.test('mouth uses the median of all faces so far, not the first window', function()
   local told = {}
   local stage = stage_of(job_of('mouth:' .. network, told))
   local shown = 0
-  -- The side of a window of four faces of these widths in the frame.
+  -- The resulting side for a window of four faces with these widths in the frame.
   local function side(...)
     local clip = { n = 4, first = shown + 1, items = {} }
     for i = 1, 4 do clip.items[i] = { matrix = matrix((select(math.min(i, select('#', ...)), ...))) } end
@@ -90,7 +90,7 @@ t.test('mouth goes by the median of all faces until then, not by the first windo
   t.ok(told[3]:find '^%-%-upscale mouth: from %d.%d+ s on the faces are 20 pixels wide .* upscaling gains nothing$', told[3])
 end)
 
-t.test('frame enlarges finished frames', function()
+t.test('frame upscales finished frames', function()
   local stage = stage_of(job_of('frame:3:' .. network, {}))
   cr.scope(function()
     local frame = picture.image('stage', 12, 18)
@@ -99,7 +99,7 @@ t.test('frame enlarges finished frames', function()
   stage:close()
 end)
 
-t.test('a larger face is pasted into the same place', function()
+t.test('an upscaled face is pasted into the same place', function()
   cr.scope(function()
     local frame, mask = picture.image('frame', 120, 120), align.mask(64)
     local face = formula.tensor('smooth', { 4, 4, 3 }, { kind = 'raw' })

@@ -1,4 +1,4 @@
---- `crescent upscale` and what it is made of: tiles, scales, half floats, videos, and what it refuses.
+--- `crescent upscale` and its parts: tiles, scales, half precision, videos, and refusals.
 
 local cr = require 'cr'
 local deep = require 'cr.media.deep'
@@ -15,7 +15,7 @@ local srvgg = require 'models.networks.srvgg'
 local t = require 'tests.support.tap'
 local upscaler = require 'models.networks.upscaler'
 
--- A small network of formula weights, its last convolution `factor` times as strong.
+-- A small network with weights by formula, its last convolution scaled by `factor`.
 local function network_file(name, expected, last, factor)
   local path = scratch.path(name .. '.safetensors')
   cr.scope(function()
@@ -38,7 +38,7 @@ local function enlarged(path, input, options)
   return out
 end
 
-t.test('tiles of an SRVGGNetCompact change nothing; the largest that fit are taken', function()
+t.test('tiling an SRVGGNetCompact changes nothing; the largest tiles that fit are used', function()
   cr.scope(function()
     local input = picture.image('upscale.tiles', 41, 53)
     local whole = enlarged(small, input)
@@ -54,7 +54,8 @@ t.test('tiles of an SRVGGNetCompact change nothing; the largest that fit are tak
   enlarger:free()
 end)
 
--- A part of a photograph whole and in tiles: the share of values that differ by more than a level, and the most.
+-- A part of a photograph, whole and in tiles: the share of values that differ by more than one level, and the maximum
+-- difference.
 local function in_tiles(name, height, width, tile)
   local net = upscaler.load(t.fetched('upscale/' .. name .. '.safetensors'))
   local one, two = enlargers.new(net), enlargers.new(net, { tile = tile })
@@ -67,7 +68,7 @@ local function in_tiles(name, height, width, tile)
   return share, most
 end
 
-t.test('tiles of the trained networks show no seams', function()
+t.test('tiling the trained networks shows no seams', function()
   local _, most = in_tiles('animevideov3', 160, 192, 64)
   t.ok(most <= 1, ('animevideov3: %d'):format(most))
   local share
@@ -75,12 +76,12 @@ t.test('tiles of the trained networks show no seams', function()
   t.ok(share <= 1e-3 and most <= 4, ('x4plus-anime: %g, by up to %d'):format(share, most))
 end)
 
-t.test('a network that folds pixels takes sides of any number, whole and in tiles', function()
+t.test('a network with pixel unshuffle accepts any size, whole and in tiles', function()
   cr.scope(function()
     local input = picture.image('upscale.folded', 37, 45)
     local out = enlarged(folded, input)
     t.equal(table.concat(out.shape, ' '), '74 90 3')
-    -- The row that is added mirrors the last but one, so a picture that has it gives the same.
+    -- The added row mirrors the last but one, so an image that contains it gives the same result.
     local more = cr.cat({ input, input:narrow(1, 36, 1) }, 1)
     local same = enlarged(folded, more):narrow(1, 1, 74)
     t.ok(picture.compare(out, same:contiguous()) < 1e-3)
@@ -89,7 +90,7 @@ t.test('a network that folds pixels takes sides of any number, whole and in tile
   end)
 end)
 
-t.test('tiles are cut as the authors\' program cuts them', function()
+t.test('tiles equal those of the authors\' program', function()
   local net = upscaler.load(t.fetched 'upscale/animevideov3.safetensors')
   net.margin = 4
   local gold = golden.open 'upscale'
@@ -103,7 +104,7 @@ t.test('tiles are cut as the authors\' program cuts them', function()
   gold:close()
 end)
 
-t.test('another scale is the result, clamped, by Lanczos4: within a level of that of the rounded one', function()
+t.test('another scale is the clamped result, resized by Lanczos4: within one level of the rounded one', function()
   local gold = golden.open 'upscale'
   local path = t.fetched 'upscale/animevideov3.safetensors'
   cr.scope(function()
@@ -117,7 +118,7 @@ t.test('another scale is the result, clamped, by Lanczos4: within a level of tha
   gold:close()
 end)
 
-t.test('grey, alpha and 16 bits as in the authors\' program', function()
+t.test('grey, alpha and 16 bits follow the authors\' program', function()
   local gold = golden.open 'upscale'
   local enlarger = enlargers.new(upscaler.load(t.fetched 'upscale/animevideov3.safetensors'))
   cr.scope(function()
@@ -133,14 +134,14 @@ t.test('grey, alpha and 16 bits as in the authors\' program', function()
     local both = enlarger:picture(cr.cat({ alpha, alpha }, 3)) -- grey with alpha: each as the other
     check('gray.python', both:select(3, 1), 2e-4, 1)
     check('gray.python', both:select(3, 2), 2e-4, 1)
-    -- 5e-5 of 1 is the bar for float32.
+    -- 5e-5 of 1 is the tolerance of float32.
     check('u16.python', deep.float(enlarger:picture(gold:get 'u16.input':to 'f32' / 65535)):to 'i32', 0.01, 3)
   end)
   enlarger:free()
   gold:close()
 end)
 
-t.test('what overflows in float16 is made again in float32, and said', function()
+t.test('results that overflow in float16 are computed again in float32, with a message', function()
   local huge = network_file('huge', SMALL, 'body.4', 1e5)
   local told = {}
   cr.scope(function()
@@ -180,7 +181,7 @@ t.test('a picture', function()
   end)
 end)
 
-t.test('a picture keeps its channels and its 16 bits', function()
+t.test('an image keeps its channels and its 16 bits', function()
   local enlarger = enlargers.new(upscaler.load(small))
   for channels = 1, 4 do
     cr.scope(function()
@@ -203,7 +204,7 @@ t.test('a picture keeps its channels and its 16 bits', function()
   enlarger:free()
 end)
 
-t.test('a video of 10 bits stays one, and goes through the network with all of them', function()
+t.test('a video with 10 bits keeps them, also in the network', function()
   local input, out = scratch.path 'deep.mkv', scratch.path 'deep_out.mkv'
   local writer = media.writer(input, { fps = 25, deep = true, pix_fmt = 'yuv444p10le', codec = 'ffv1' })
   cr.scope(function()
@@ -233,7 +234,7 @@ t.test('a video of 10 bits stays one, and goes through the network with all of t
     1, true), result.err)
 end)
 
-t.test('a video: all frames, its rate, its report', function()
+t.test('a video: all frames, frame rate, report', function()
   local input, out, report = scratch.path 'in.mkv', scratch.path 'out.mkv', scratch.path 'report.json'
   local writer = media.writer(input, { fps = 12, lossless = true })
   cr.scope(function()
@@ -261,7 +262,7 @@ t.test('a video: all frames, its rate, its report', function()
   t.equal(told.network, 'SRVGGNetCompact')
 end)
 
-t.test('a video on its side: upright, with its sound and its rate', function()
+t.test('a rotated video: upright, with its sound and frame rate', function()
   if not inputs.has_ffmpeg then t.skip 'the ffmpeg program is not installed' end
   local made = inputs.ffmpeg('-f lavfi -i "testsrc2=size=48x32:rate=30000/1001:duration=0.5" ' ..
     '-f lavfi -i "sine=frequency=330:sample_rate=44100:duration=0.5" -pix_fmt yuv420p -c:v libx264 -c:a aac flat.mp4') and
@@ -293,7 +294,7 @@ t.test('a video on its side: upright, with its sound and its rate', function()
   end)
 end)
 
-t.test('what cannot be is told in one sentence', function()
+t.test('refusals are one sentence', function()
   local out = scratch.path 'none.png'
   refused("there is no network 'x4plos': did you mean 'x4plus'", png, out, '--model', 'x4plos')
   refused("unknown option '%-%-modell': did you mean '%-%-model'", png, out, '--modell', 'x4plus')
@@ -321,7 +322,7 @@ local function names()
   return table.concat(list, '\n')
 end
 
-t.test('more than an encoder takes is refused before the work, with how much it takes', function()
+t.test('a result that is too large for the encoder is refused before the work, with the limit', function()
   local wide, film = scratch.path 'wide.png', scratch.path 'wide.mkv'
   cr.scope(function() media.write_picture(wide, cr.zeros({ 600, 2000, 1 }, { dtype = 'u8' })) end)
   local writer = media.writer(film, { codec = 'ffv1', width = 1200, height = 16 })
@@ -344,7 +345,7 @@ t.test('a full disk: one sentence, and nothing is left', function()
   refused('full%.mkv: cannot be written: No space left on device', scratch.path 'in.mkv', full[2], '--model', small)
   refused('full: cannot be written: No space left on device', png, scratch.path 'out2.png', '--model', small, '--report', '/dev/full')
   os.remove(scratch.path 'out2.png')
-  -- A limit on the size of files breaks off in the middle.
+  -- A file size limit interrupts the writing.
   local result = child.run({ '-c', ("ulimit -f 1; exec '%s' upscale --quiet --device cpu '%s' '%s' --model '%s' --scale 16"):format(
     child.program, png, scratch.path 'limited.png', small) }, { program = '/bin/bash' })
   t.ok(result.code ~= 0 and result.err:find 'limited%.png: cannot be written', result.err)
@@ -371,7 +372,7 @@ t.test('a file of weights of another network, or without some of its tensors', f
 end)
 -- ---- what takes long -----------------------------------------------------------------------------
 
--- A video of so many seconds: the most that a process held which enlarges it, in bytes.
+-- Upscales a video of a given length in a child process; returns the process's peak memory in bytes.
 local function resident(seconds)
   local input, out = scratch.path(seconds .. '.mp4'), scratch.path(seconds .. 'out.mp4')
   local writer = media.writer(input, { fps = 25, width = 64, height = 48 })

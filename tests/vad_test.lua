@@ -1,4 +1,4 @@
---- Voice activity: the network's probabilities and the rules of segments, against the package's own.
+--- Voice activity detection: the network's probabilities and the segmentation, compared with the package's.
 
 local cjson = require 'cjson'
 local cr = require 'cr'
@@ -26,7 +26,7 @@ end
 
 local function load() return vad.load(t.fetched(WEIGHTS)) end
 
--- All probabilities of a sound that comes in pieces of so many samples.
+-- All probabilities of a sound that arrives in pieces of a given size.
 local function heard(net, sound, piece)
   local stream, all = net:stream(), {}
   local n = sound:numel()
@@ -53,7 +53,7 @@ end
 
 t.test('segments follow the package\'s rules', function() check_rules(gold.rules) end)
 
-t.test('probabilities are the package\'s, however the sound comes', function()
+t.test('probabilities equal the package\'s, for every chunking of the sound', function()
   local net = load()
   cr.scope(function()
     for name, sound in pairs(sounds()) do
@@ -68,7 +68,7 @@ t.test('probabilities are the package\'s, however the sound comes', function()
   net:free()
 end)
 
-t.test('a stream says nothing before a chunk is whole, and begins without a memory', function()
+t.test('a stream returns nothing before a chunk is complete, and starts with a fresh state', function()
   local net = load()
   cr.scope(function()
     local demo = sounds().demo
@@ -84,7 +84,7 @@ t.test('a stream says nothing before a chunk is whole, and begins without a memo
   net:free()
 end)
 
-t.test('what is kept of an ONNX file is the same network; another file is refused', function()
+t.test('the converted ONNX file is the same network; another file is refused', function()
   local onnx = require 'tests.support.onnx'
   local path, kept = scratch.path 'vad.onnx', scratch.path 'vad.safetensors'
   cr.scope(function()

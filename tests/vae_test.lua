@@ -1,4 +1,4 @@
--- The autoencoder against diffusers' numbers.
+-- The autoencoder compared with diffusers' values.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -13,7 +13,7 @@ local function make(source, options)
   return vae.new(help.tree(vae.expected(config), options), config, options)
 end
 
-t.test('the list of expected tensors is that of the checkpoints', function()
+t.test("the list of expected tensors equals the checkpoints'", function()
   t.equal(help.difference(vae.expected(vae.config()), help.read_keys(golden.folder .. 'vae_keys.txt')), nil)
   local small = help.read_json(golden.folder .. 'nano_keys.json').vae
   t.equal(help.difference(vae.expected(vae.config(nano_config)), small), nil)
@@ -39,7 +39,7 @@ t.test('the full autoencoder gives the reference\'s numbers', function()
   compare('vae_full', nil, 256, 1, 1e-5)
 end)
 
-t.test('the size of the slices changes nothing', function()
+t.test('the slice size does not change the result', function()
   local latent, image = help.input('latent', { 3, 4, 8, 8 }), help.input('image', { 3, 3, 32, 48 })
   local one, two, all = make(nano_config), make(nano_config, { slice = 2 }), make(nano_config, { slice = 3 })
   local want = all:decode(latent)
@@ -51,7 +51,7 @@ t.test('the size of the slices changes nothing', function()
   t.near(logvar2, logvar, 5e-6)
 end)
 
-t.test('the attention\'s old names give the same numbers, linear or as 1x1 convolutions', function()
+t.test('the attention\'s old names give the same result, linear or as 1x1 convolutions', function()
   local config = vae.config(nano_config)
   local latent = help.input('latent', { 1, 4, 8, 8 })
   local new_of = { query = 'to_q', key = 'to_k', value = 'to_v', proj_attn = 'to_out.0' }
@@ -81,7 +81,7 @@ t.test('a sample is (mean + deviation * noise) * scaling factor', function()
   t.near(net:unscale(net:sample(mean, logvar)), mean, 1e-6)
 end)
 
-t.test('half precision runs and stays near', function()
+t.test('half precision runs and stays close', function()
   local latent, image = help.input('latent', { 1, 4, 8, 8 }), help.input('image', { 1, 3, 64, 64 }):clamp(-1, 1)
   local plain = make(nano_config)
   local want, want_mean = plain:decode(latent), plain:encode(image)

@@ -1,4 +1,4 @@
---- Several people of a film who are made, each with a voice of their own.
+--- Several people in a film, each with their own voice.
 
 local child = require 'tests.support.child'
 local cjson = require 'cjson'
@@ -18,15 +18,15 @@ end
 local HALF, HEIGHT, FRAMES, WINDOW = 128, 96, 8, 4
 local function path(name) return child.folder .. '/' .. name end
 
--- A film of two people: the left half has one face, the right half the other, who is there from a frame (from 0) on. They
--- do not change, so that each is known again; the frames are told apart by a line.
+-- A film of two people: the left half shows one face, the right half the other, which appears at a frame (from 0).
+-- The faces do not change, so that they are recognized; the frames are distinguished by a line.
 local function film(name, from)
   local sink = media.writer(path(name), { lossless = true, fps = 25 })
   for k = 0, FRAMES - 1 do
     cr.scope(function()
       local left, right = smooth.image('one', HEIGHT, HALF):clone(), smooth.image('other', HEIGHT, HALF):clone()
       for _, half in ipairs { left, right } do half:narrow(1, HEIGHT, 1):copy_(cr.full({ 1, HALF, 3 }, 20 * k, { dtype = 'u8' })) end
-      -- What the finder below knows a face by.
+      -- What the finder below uses to recognize a face.
       right:narrow(1, 1, 2):narrow(2, HALF - 1, 2):copy_(cr.full({ 2, 2, 3 }, k >= (from or 0) and 255 or 0, { dtype = 'u8' }))
       sink:write(cr.cat({ left, right }, 2))
     end)
@@ -48,7 +48,7 @@ function finder:place(_, d)
 end
 function finder:free() end
 
--- Sounds of a formula's noise, 16 kHz.
+-- Sounds of noise by formula, 16 kHz.
 local function sound(name, seconds, loud)
   return child.file(name .. '.wav', scratch.wav_of(t.formula(name, { math.floor(seconds * 16000) }) * loud))
 end
@@ -64,7 +64,7 @@ cr.scope(function()
   model = latentsync.load(path 'checkpoint', { size = 64 })
 end)
 
--- The frames that a session makes, and its result's samples of sound.
+-- The frames of a session's result, and its sound samples.
 local function made(given)
   local o = { video = path 'two.mkv', checkpoint = model, finder = finder, frames = WINDOW, guidance = 1, quiet = true }
   for key, value in pairs(given) do o[key] = value end
@@ -93,7 +93,7 @@ local function source(name, fps)
   return list
 end
 
-t.test('each of two people is made as in a film in which they alone are made', function()
+t.test('each of two people is generated as if alone in the film', function()
   cr.scope(function()
     local both, mixed = made { voice = { '1=' .. alice, 'right=' .. bob } }
     local one, alone = made { voice = '1=' .. alice }
@@ -116,7 +116,7 @@ t.test('each of two people is made as in a film in which they alone are made', f
   end)
 end)
 
-t.test('a voice that ends is silent; nothing is made quieter without need', function()
+t.test('after its end a voice is silent; the volume is reduced only if necessary', function()
   cr.scope(function()
     local list, mixed = made { voice = { '1=' .. short, '2=' .. alice } }
     t.equal(#list, 8, 'as long as the longest')
@@ -132,7 +132,7 @@ t.test('a voice that ends is silent; nothing is made quieter without need', func
   end)
 end)
 
-t.test('everybody by one voice, who comes later too', function()
+t.test('one voice for everybody, including people who appear later', function()
   cr.scope(function()
     local all = made { voice = 'all=' .. alice, video = path 'late.mkv' }
     local one, other = made { voice = '1=' .. alice, video = path 'late.mkv' }, made { voice = '2=' .. alice, video = path 'late.mkv' }
@@ -145,7 +145,7 @@ t.test('everybody by one voice, who comes later too', function()
   end)
 end)
 
-t.test('other settings keep to each person', function()
+t.test('other settings apply to each person', function()
   cr.scope(function()
     for _, o in ipairs { { match_colour = true, no_face = 'hold' }, { smooth = false, start = 0.12, duration = 0.2 } } do
       local function with(voice)
@@ -160,7 +160,7 @@ t.test('other settings keep to each person', function()
   end)
 end)
 
-t.test('what is refused', function()
+t.test('refusals', function()
   local function refused(given, pattern)
     local ok, message = pcall(made, given)
     t.ok(not ok and tostring(message):find(pattern), ('%s: %s'):format(pattern, tostring(message)))
@@ -191,7 +191,7 @@ t.test('the settings of voices', function()
   t.equal(table.concat(words, ' '), '--voice=1=a.wav --voice=2=b.wav')
 end)
 
--- Frames of the command's result and their times, and its report.
+-- The frames of the command's result with their times, and its report.
 local function lipsync(voices, name)
   local args = { 'lipsync', '--video', path 'talk.mkv', '--out', path(name), '--checkpoint', path 'checkpoint', '--size', '64',
     '--steps', '2', '--scheduler', 'euler_ancestral', '--guidance', '1',
@@ -208,7 +208,7 @@ local function lipsync(voices, name)
   return list, times, cjson.decode(scratch.read(path 'report.json'))
 end
 
-t.test('all that a result can have at once: its own rate, colours, silence, larger mouths', function()
+t.test('all features at once: own rate, colours, silence, upscaled mouths', function()
   t.fetched 'face/face_landmark.tflite'
   t.fetched 'vad/silero_vad_16k.safetensors'
   cr.scope(function()

@@ -1,4 +1,5 @@
---- What a hostile weights file may cost: memory within a multiple of its size and 64 MiB, time within seconds of the processor.
+--- Limits for hostile weights files: memory within a multiple of the file's size plus 64 MiB, time within CPU
+--- seconds.
 
 local cr = require 'cr'
 local pickle = require 'tests.support.pickle'
@@ -8,7 +9,7 @@ local t = require 'tests.support.tap'
 local le, text, int, tensor = scratch.le, pickle.text, pickle.int, pickle.tensor
 local MOST_SECONDS, TIMES, SPARE = 10, 100, 64 * 2 ^ 20
 
--- The most memory that a program has had, in bytes, and the seconds of the processor that it took; it lists a file and takes its tensors.
+-- The peak memory in bytes and the CPU seconds of a program that lists a file and reads its tensors.
 local looker = scratch.write('look.lua', [[
 local cr = require 'cr'
 local function peak()
@@ -57,7 +58,7 @@ end
 
 local numbers = { { 'm/data/0', scratch.floats(1, 2, 3, 4) } }
 
--- A list of two of the last, so often; its first is `value`.
+-- Nested lists of two references to the last one, to a given depth; the innermost is `value`.
 local function doubled(value, times)
   local parts = { '\128\2', value, 'q\0' }
   for i = 1, times do parts[#parts + 1] = '](' .. ('h' .. string.char(i - 1)):rep(2) .. 'eq' .. string.char(i) end
@@ -75,14 +76,14 @@ bounded('storages of one key without end', archive('\128\2' ..
   pickle.storage(('k'):rep(255), 4):gsub('Q$', 'q\0') .. ('h\0Q0'):rep(300000) .. '.'), 'more memory than a file of its size')
 bounded('a hundred thousand opcodes that each make a value', archive('\128\2' .. (']'):rep(102000) .. '.'), 'opened')
 
-t.test('compressed parts are bounded by the file, not by what they claim', function()
+t.test("compressed parts are bounded by the file's size, not by their claims", function()
   local path = scratch.path 'deflated.pt'
   local function write(members)
     local f = assert(io.open(path, 'wb'))
     f:write(scratch.zip(members))
     f:close()
   end
-  -- 60 MB of a pickle in 60 kB, and 100 MB of numbers in 100 kB.
+  -- 60 MB of pickle in 60 kB, and 100 MB of data in 100 kB.
   write { { 'm/data.pkl', '\128\2](' .. ('N'):rep(30e6) .. 'e.', deflated = true } }
   local bytes, _, said = cost(path)
   t.ok(bytes < TIMES * 1e5 + SPARE, bytes)
@@ -97,8 +98,8 @@ end)
 bounded('a tensor that is expanded without end', archive(pickle.dict(text 'x', tensor('0', 4, 0, { 30000, 30000 }, { 0, 0 })), numbers),
   'tensor x claims 3600000000 bytes, more than a file of this size may')
 
-t.test('what honest files hold is no trouble', function()
-  -- Nothing but numbers, names and a few tensors that share a storage.
+t.test('honest files are not refused', function()
+  -- Only numbers, names and a few tensors that share a storage.
   local parts = {}
   for i = 1, 20000 do parts[#parts + 1] = text('parameter.' .. i) .. '](' .. int(i) .. 'G\63\240\0\0\0\0\0\0N\136e' end
   local bytes, _, said = cost(archive(pickle.dict(table.concat(parts), text 'a', tensor('0', 4, 0, { 4 }, { 1 }), text 'b',

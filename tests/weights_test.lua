@@ -1,5 +1,4 @@
---- Trees of weights, checking against a network's list, CTranslate2, and the commands `weights` and
---- `convert`.
+--- Trees of weights, comparison with a network's list, CTranslate2, and the commands `weights` and `convert`.
 
 local cr = require 'cr'
 local cjson = require 'cjson'
@@ -23,7 +22,7 @@ local function sample(name)
   return path
 end
 
-t.test('a tree follows the dots, and convolutions come channels-last', function()
+t.test('a tree follows the dots, and convolutions are channels-last', function()
   local w = weights.tree(sample(), { prefix = 'module.' })
   t.equal(w.other, nil)
   local conv = w.down_blocks[0].conv1
@@ -61,7 +60,7 @@ t.test('a tree outlives the scope it was made in', function()
   t.equal(w.down_blocks[0].conv1.bias:select(1, 2):item(), 2)
 end)
 
-t.test('a tree is freed whole, twice is fine', function()
+t.test('a tree is freed completely, also twice', function()
   local path = sample()
   local before = cr.memory().count
   local tree = weights.tree(path)
@@ -101,7 +100,7 @@ t.test('checking names the first problem and counts the rest', function()
     'tensor module.pe has shape %[1 4 3%], expected %[1 24 3%]$')
 end)
 
-t.test('what is wrongly asked of a file is said', function()
+t.test('wrong requests to a file are reported', function()
   local file = weights.open(sample())
   t.ok(file:has 'other')
   t.ok(not file:has 'others')
@@ -115,7 +114,7 @@ t.test('what is wrongly asked of a file is said', function()
   t.raises(function() cr.from_pointer(nil, { 4 }, 'f32') end, 'from_pointer: pointer: an address is needed, not nil')
 end)
 
-t.test('a file that is cut short while it is in use ends the program in one sentence', function()
+t.test('a file that is truncated while in use ends the program with one sentence', function()
   local path, half = scratch.path 'cut.safetensors', scratch.path 'half-written'
   cr.save(path, { x = cr.ones(2 ^ 21) })
   local script = scratch.write('cut.lua', [[
@@ -131,7 +130,7 @@ t.test('a file that is cut short while it is in use ends the program in one sent
   t.ok(not io.open(half), 'temporary files are deleted')
 end)
 
-t.test('a file that is changed while it is in use is noticed', function()
+t.test('a file that is changed while in use is detected', function()
   local name = 'changed.safetensors'
   local path = scratch.path(name)
   cr.save(path, { x = cr.ones(4) })
@@ -145,7 +144,7 @@ t.test('a file that is changed while it is in use is noticed', function()
   x:free()
   t.ok(weights.changed(), 'of one that is closed, too')
   t.equal(weights.changed(), nil, 'once')
-  -- Another file under the same name leaves the one in use as it was.
+  -- Another file under the same name does not affect the one in use.
   file = weights.open(scratch.write(name, bytes))
   assert(os.rename(scratch.write('other', 'x'), path))
   t.equal(weights.changed(), nil)
@@ -231,7 +230,7 @@ t.test('crescent weights --json gives statistics', function()
   t.equal(all['a"b'].max, -3)
 end)
 
-t.test('crescent weights counts what is not finite, and says what cannot be had', function()
+t.test('crescent weights counts non-finite values, and reports unreadable tensors', function()
   local path = scratch.path 'bad.safetensors'
   local huge = math.huge
   cr.save(path, {
@@ -250,7 +249,7 @@ t.test('crescent weights counts what is not finite, and says what cannot be had'
   t.equal(text:match '^[^\n]*', 'x\\n  other [1]  has dtype complex64, which is not handled')
 end)
 
-t.test('crescent convert says how many numbers overflow', function()
+t.test('crescent convert reports how many values overflow', function()
   local path, out = scratch.path 'large.safetensors', scratch.path 'small.safetensors'
   cr.save(path, { a = cr.tensor { 1, 65520, -1e5, math.huge }, b = cr.tensor { 65519 }, c = cr.tensor { 7e4 }, none = cr.empty(0) })
   local function convert(dtype) return scratch.command(('%s convert %s %s --dtype %s'):format(scratch.program, path, out, dtype)) end

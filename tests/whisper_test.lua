@@ -1,5 +1,5 @@
--- Whisper's features and the audio tokens against the reference's numbers, and the stream of sound
--- against the sound as a whole.
+-- Whisper's features and the audio tokens compared with the reference's values, and streaming compared with the whole
+-- sound.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
@@ -9,7 +9,7 @@ local audio = require 'models.latentsync.audio'
 local whisper = require 'models.networks.whisper'
 local weights = require 'cr.weights'
 
--- The sound of a file, mono at 16 kHz, as f32 samples that passed through 16 bits.
+-- The sound of a file, mono at 16 kHz, as f32 samples that were rounded to 16 bits.
 local function read_sound(path, seconds)
   local x = cr.media.load_audio(path, { rate = 16000, channels = 1, s16 = true })
   return seconds and x:narrow(1, 1, seconds * 16000) or x
@@ -17,7 +17,7 @@ end
 
 local NANO = golden.folder .. 'whisper_nano.pt'
 
--- A source that gives the sound in pieces of odd sizes.
+-- A source that returns the sound in pieces of odd sizes.
 local function in_pieces(samples, size)
   return function()
     local at, n = 0, samples:size(1)
@@ -30,7 +30,7 @@ local function in_pieces(samples, size)
   end
 end
 
--- A sound of any length: tones that come and go.
+-- A sound of any length: tones with pauses.
 local function tones(seconds)
   local out = cr.empty(math.floor(seconds * 16000))
   local p = out:pointer()
@@ -41,8 +41,8 @@ local function tones(seconds)
   return out
 end
 
--- A small network with the interface of a whisper, to look at segments without waiting: the
--- features of a position are its two mel frames' means and the position in the segment.
+-- A small replacement of Whisper, to test segments quickly: the features of a position are the means of its two mel
+-- frames and the position within the segment.
 local function listener(length)
   return {
     segment_frames = function() return length end,
@@ -68,7 +68,7 @@ t.test('the mel filter bank', function()
 end)
 
 t.test('the log-mel spectrogram is its definition\'s in float64', function()
-  -- 30 frames of which the first and last look beyond the ends, where the sound is mirrored.
+  -- 30 frames, of which the first and last extend beyond the ends, where the sound is mirrored.
   local samples = tones(0.307)
   local p, n = samples:pointer(), samples:numel()
   local filters, cosine, window = audio.mel_filters(), {}, {}
@@ -106,14 +106,14 @@ t.with_shared('the log-mel spectrogram of a voice is the reference\'s', function
   gold:close()
 end)
 
-t.test('sound in pieces gives the same spectrogram', function()
+t.test('streaming gives the same spectrogram', function()
   local samples = tones(31.237)
   local want = audio.log_mel_spectrogram(samples)
   t.equal(want:size(1), 3123)
   for _, size in ipairs { 160, 997, 123456 } do
     t.near(audio.log_mel_spectrogram(in_pieces(samples, size)), want, 1e-12, 'pieces of ' .. size)
   end
-  -- Any length may end anywhere in a frame.
+  -- Every length ends at another point in a frame.
   for _, n in ipairs { 320, 321, 399, 400, 401, 479, 480, 1599, 1600, 240000, 240199, 240200, 240201 } do
     local mel = audio.log_mel_spectrogram(in_pieces(samples:narrow(1, 1, n), 1000))
     t.equal(mel:size(1), math.floor(n / 160), n .. ' samples')
@@ -131,7 +131,7 @@ t.test('the tokens of a clip are the reference\'s', function()
   local picked = {}
   for i, k in ipairs { 0, 1, 2, math.floor(n / 2), n - 2, n - 1 } do picked[i] = tokens:window(k + 1, 1) end
   t.near(cr.cat(picked, 1), gold:get 'whisper.chunks_sel', 1e-5, 'chunks')
-  -- A window is its frames one after another.
+  -- A window equals its frames, one after another.
   local window = tokens:window(1, n)
   t.near(window:narrow(1, n, 1), picked[6], 0)
   t.near(window:narrow(1, 2, 1), picked[2], 0)
@@ -157,7 +157,7 @@ t.with_shared('real weights: the tokens of the whole of demo1', function(shared)
   gold:close()
 end)
 
-t.test('half precision runs and stays near', function()
+t.test('half precision runs and stays close', function()
   local path = NANO
   local mel = t.formula('input:mel', { 3000, 80 })
   local want = whisper.load(path):encode(mel)
@@ -199,23 +199,23 @@ t.test('windows over the borders of segments', function()
   local cut = audio.tokens(listener(200), in_pieces(samples, 777))
   t.equal(cut.segments, 4)
   local n = whole:count()
-  -- The third feature is the place in the segment; the others must not depend on the cutting.
+  -- The third feature is the position in the segment; the others must not depend on the segmentation.
   local a, b = whole:window(1, n), cut:window(1, n)
   t.near(b:narrow(3, 1, 2), a:narrow(3, 1, 2), 1e-6)
   t.near(b:narrow(3, 3, 1), a:narrow(3, 3, 1) - (a:narrow(3, 3, 1) / 100):floor() * 100, 0)
-  -- Windows forward, then back, give the same as one.
+  -- Windows in order, and in reverse order, give the same.
   for _, first in ipairs { 1, 17, 100, 150, 40, n - 5, 2 } do
     local m = math.min(16, n - first + 1)
     t.near(cut:window(first, m), b:narrow(1, first, m), 0, 'window at ' .. first)
   end
-  -- Past the end the last position is repeated.
+  -- After the end the last position is repeated.
   local tail = cut:window(n + 3, 1)
   t.near(tail:narrow(2, 1, 1), tail:narrow(2, 10, 1), 0)
   whole:free()
   cut:free()
 end)
 
-t.test('overlapping segments fade into each other in the middle of what they share', function()
+t.test('overlapping segments fade into each other in the middle of their overlap', function()
   local samples = tones(7.015)
   local whole = audio.tokens(listener(1000), samples)
   local cut = audio.tokens(listener(200), in_pieces(samples, 777), { overlap = 0.4 })
@@ -224,7 +224,7 @@ t.test('overlapping segments fade into each other in the middle of what they sha
   local n = whole:count()
   local a, b = whole:window(1, n), cut:window(1, n)
   t.near(b:narrow(3, 1, 2), a:narrow(3, 1, 2), 1e-6)
-  -- Segments begin 80 positions apart and share 20; the first 5 and last 5 of these are the one's or the other's.
+  -- Segments begin 80 positions apart and share 20; the first 5 and the last 5 of these belong to one segment alone.
   local function place(p)
     p = math.max(0, math.min(p, cut.positions - 1))
     local s = math.min(math.floor((p - 5) / 80), cut.segments - 1)
@@ -237,7 +237,7 @@ t.test('overlapping segments fade into each other in the middle of what they sha
     for k = -4, 5 do want[#want + 1] = place(2 * i + k) end
   end
   t.near(b:narrow(3, 3, 1):reshape(n * 10), cr.tensor(want), 1e-6, 'places in the segments')
-  -- Windows forward, then back, give the same as one.
+  -- Windows in order, and in reverse order, give the same.
   for _, first in ipairs { 1, 40, 44, 120, 44, 2 } do
     t.near(cut:window(first, 7), b:narrow(1, first, 7), 0, 'window at ' .. first)
   end
@@ -246,15 +246,15 @@ t.test('overlapping segments fade into each other in the middle of what they sha
   cut:free()
 end)
 
-t.test('an overlap takes the glitch from the borders of 30 s segments', function()
+t.test('an overlap removes the glitch at the borders of 30 s segments', function()
   local path = t.fetched 'whisper/tiny.en.safetensors'
   local model = whisper.load(path)
-  -- A length that puts the borders into the speech.
+  -- A length that places the borders within speech.
   local once = read_sound(cr.root .. '/models/mini/demo.flac'):narrow(1, 1, 76543)
   local pieces = {}
   for i = 1, 15 do pieces[i] = once end
   local samples = cr.cat(pieces, 1):narrow(1, 1, 70 * 16000)
-  -- Relative steps from one position to the next in five frames, the smallest first.
+  -- Relative changes from one position to the next in five frames, ascending.
   local function steps(tokens, first)
     return cr.scope(function()
       local around = tokens:window(first, 5)
@@ -270,9 +270,9 @@ t.test('an overlap takes the glitch from the borders of 30 s segments', function
       return found
     end)
   end
-  -- With 10 s the segments' borders lie elsewhere.
+  -- With 10 s the segments' borders are elsewhere.
   local elsewhere = audio.tokens(model, samples, { overlap = 10 })
-  -- The largest step at the two borders, and at the same places inside of a segment.
+  -- The largest change at the two borders, and at the same places within a segment.
   local function borders(overlap)
     local tokens = audio.tokens(model, samples, { overlap = overlap })
     local at, inside = 0, 0

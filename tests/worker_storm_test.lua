@@ -1,7 +1,8 @@
--- crescent worker in bad weather (CR_SLOW=1): many jobs, workers that are killed every few seconds, a queue's server that
--- is restarted twice, a bucket that fails 5 % of requests. CR_JOBS=N: so many jobs (200); CR_KIND=sqs|redis: this queue alone.
+-- crescent worker under stress (CR_SLOW=1): many jobs, workers that are killed every few seconds, a queue server that
+-- is restarted twice, a bucket that fails 5 % of the requests. CR_JOBS=N: number of jobs (200); CR_KIND=sqs|redis:
+-- only this queue.
 --
--- Redis is killed and takes up what it wrote (appendonly). moto writes nothing down, so that its "restart" is that it closes
+-- Redis is killed and restarts with its data (appendonly). moto stores nothing, so its "restart" is that it closes
 -- every connection for five seconds.
 
 local t = require 'tests.support.tap'
@@ -92,7 +93,7 @@ end
 
 for _, kind in ipairs { 'redis', 'sqs' } do
   if (os.getenv 'CR_KIND' or kind) == kind then
-    t.test(('%d jobs by %s, and every result is there once'):format(JOBS, kind), function()
+    t.test(('%d jobs by %s, and every result exists once'):format(JOBS, kind), function()
       cr.run(function()
         local expected, s3 = bare(), require 'cr.remote.s3'
         clouds.make_bucket(kind)

@@ -1,5 +1,5 @@
--- crescent worker: jobs from both kinds of queue, with files in a folder, on a web server and in a bucket. The queues' servers
--- and the bucket are real ones (tests/support/cloud.lua), the networks a tiny checkpoint.
+-- crescent worker: jobs from both kinds of queue, with files in a folder, on a web server and in a bucket. The queue
+-- servers and the bucket are real (tests/support/cloud.lua), the networks a tiny checkpoint.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -20,7 +20,7 @@ local SECRET = 'a-secret-of-redis'
 
 local function run(fn) cr.run(fn) end
 
-t.test('the schema of a job is printed, and is what jobs are held to', function()
+t.test('the schema of a job is printed, and jobs are checked by it', function()
   local orders = require 'models.service.order'
   local r = child.run { 'worker', '--schema' }
   t.equal(r.code, 0, r.err)
@@ -66,7 +66,7 @@ if clouds.lacks_redis() then
   t.done()
 end
 
--- ---- what all of it needs --------------------------------------------------------------------------
+-- ---- set-up --------------------------------------------------------------------------
 
 local root = scratch.path 'root'
 files.make_folder(root .. '/out')
@@ -79,7 +79,7 @@ local server = clouds.redis(port, scratch.path 'redis', '--requirepass ' .. SECR
 environment.set('REDISCLI_AUTH', SECRET)
 local address = ('redis://127.0.0.1:%d/0?stream=films&group=g'):format(port)
 
--- Starts a worker with these options more.
+-- Starts a worker with additional options.
 local function start(queue, ...)
   local words = { child.program, 'worker', '--queue', queue, '--checkpoint', tiny, '--size', '64', '--device', 'cpu', '--root', root,
     '--scratch', scratch.folder, '--metrics', '0', '--metrics-host', '127.0.0.1', ... }
@@ -88,7 +88,7 @@ local function start(queue, ...)
 end
 
 local function said(worker) return scratch.read(worker.log) end
--- How often a worker has said that something became of a job.
+-- How often a worker has logged an outcome of a job.
 local function count(worker, event)
   local n = 0
   for line in said(worker):gmatch '[^\n]+' do
@@ -115,7 +115,7 @@ end
 local function send(body) client:ask('XADD', 'films', '*', 'job', body) end
 local function empty() return client:ask('XLEN', 'films') == 0 end
 
--- What the bare command makes of the same.
+-- The result of the plain command for the same job.
 local function bare()
   local out = scratch.path 'bare.mp4'
   local r = child.run { 'lipsync', '--video', VIDEO, '--audio', SOUND, '--out', out, '--checkpoint', tiny, '--size', '64', '--device',
@@ -127,7 +127,7 @@ local expected = bare()
 
 -- ---- Redis, and a folder ---------------------------------------------------------------------------
 
-t.test('jobs are made once, poisoned ones buried with their error, and all is told', function()
+t.test('jobs run once, invalid ones become dead letters with their error, and everything is logged', function()
   with_client(function()
     for i = 1, 3 do send(job { id = 'job' .. i }) end
     send(job { id = 'job2' }) -- a second delivery
@@ -152,7 +152,7 @@ t.test('jobs are made once, poisoned ones buried with their error, and all is to
     t.ok(text:find('crescent_queue_reachable 1', 1, true), text)
     t.equal(http.request { url = 'http://127.0.0.1:' .. at .. '/readyz' }.status, 200)
     t.equal(http.request { url = 'http://127.0.0.1:' .. at .. '/healthz' }.status, 200)
-    -- Neither what it says nor its arguments hold a secret; each line is JSON.
+    -- Neither its log nor its arguments contain a secret; each log line is JSON.
     local arguments = files.read(('/proc/%d/cmdline'):format(worker.pid))
     t.ok(not (said(worker) .. arguments .. text):find(SECRET, 1, true))
     for line in said(worker):gmatch '[^\n]+' do t.ok(pcall(cjson.decode, line), line) end
@@ -163,7 +163,7 @@ t.test('jobs are made once, poisoned ones buried with their error, and all is to
   end)
 end)
 
-t.test('a worker that is killed loses nothing; one that is asked to end gives its job back', function()
+t.test('a killed worker loses nothing; an orderly shutdown returns its job', function()
   with_client(function()
     local long = job { id = 'long', settings = { duration = 0.64, steps = 400 } }
     send(long)
@@ -171,8 +171,8 @@ t.test('a worker that is killed loses nothing; one that is asked to end gives it
     first:line '"event":"begun"'
     local second = start(address, '--lease', '2', '--grace', '6')
     second:line '"event":"started"'
-    cr.sleep(4) -- (twice the lease)
-    t.equal(count(second, 'begun'), 0) -- it is extended
+    cr.sleep(4) -- twice the lease
+    t.equal(count(second, 'begun'), 0) -- because the lease is extended
     first:stop 'sigkill'
     second:line '"event":"begun"'
     t.ok(second:line '"event":"begun".-"try":(%d)' == '2')
@@ -180,7 +180,7 @@ t.test('a worker that is killed loses nothing; one that is asked to end gives it
     second:stop()
     t.ok(require 'cr.clock'() - asked < 20, 'it should not wait for what takes longer than the grace time')
     t.equal(count(second, 'given_back'), 1, said(second))
-    -- It waits again, and this time did not count.
+    -- It waits again, and this attempt did not count.
     local pending = client:ask('XPENDING', 'films', 'g', '-', '+', 10)
     t.equal(#pending, 1)
     t.equal(pending[1][4], 1)
@@ -189,7 +189,7 @@ t.test('a worker that is killed loses nothing; one that is asked to end gives it
   end)
 end)
 
-t.test('a queue that is away is waited for', function()
+t.test('workers wait for a queue that is unavailable', function()
   with_client(function()
     local worker = start(address, '--lease', '5')
     worker:line '"event":"listening"'
@@ -215,7 +215,7 @@ end
 local cloud = clouds.cloud()
 cloud:enter()
 
-t.test('jobs of SQS with files in a bucket that fails and on a web server', function()
+t.test('SQS jobs with files in a failing bucket and on a web server', function()
   run(function()
     local s3, sqs = require 'cr.remote.s3', clouds.sqs
     clouds.make_bucket 'films'
@@ -248,10 +248,10 @@ t.test('jobs of SQS with files in a bucket that fails and on a web server', func
   end)
 end)
 
-t.test('a result in Matroska goes into the bucket while it is made', function()
+t.test('a Matroska result is uploaded while it is written', function()
   run(function()
     local growing, s3, upload = require 'models.service.growing', require 'cr.remote.s3', require 'cr.remote.upload'
-    upload.PART = 5 * 2 ^ 20 -- the least that S3 takes
+    upload.PART = 5 * 2 ^ 20 -- the minimum of S3
     local store, folder = require 'cr.remote.store'.new {}, scratch.path 'made'
     local place, whole = 's3://films/out/long.mkv', ('0123456789abcdef'):rep(2 ^ 20)
     files.make_folder(folder)
@@ -265,7 +265,7 @@ t.test('a result in Matroska goes into the bucket while it is made', function()
     t.equal(store:put(folder .. '/result.mkv', place, 'video/x-matroska', grown:stop()), true)
     s3.get(place, scratch.path 'long.mkv')
     t.ok(scratch.read(scratch.path 'long.mkv') == whole)
-    -- A job that fails leaves nothing, not even parts that nobody sees.
+    -- A failed job leaves nothing, not even invisible parts.
     grown = growing.start(store, 's3://films/out/failed.mkv', folder)
     scratch.write('made/.result.mkv.tmp-2', whole)
     t.ok(t.wait(function() return grown.upload.parts[2] end))
