@@ -149,7 +149,7 @@ t.test('invalid requests are reported, and leave nothing', function()
   end
   problem_of(server:ask('GET', '/healthz', { host = 'rebound.example' }), 403, 'not this machine')
   local function upload(bytes, headers) return server:ask('PUT', '/v1/files', { body = bytes, headers = headers }) end
-  problem_of(upload '#EXTM3U\nfile:///etc/passwd\n', 415, 'neither a video')
+  problem_of(upload '#EXTM3U\nfile:///etc/passwd\n', 415, 'not a video, sound or image')
   problem_of(upload '', 422, 'empty')
   problem_of(upload(('x'):rep(1000001)), 413, '.')
   local damaged = io.open(service.video, 'rb'):read '*a':sub(1, 2000)
@@ -192,7 +192,7 @@ t.test('jobs wait in order, are cancelled, and only ended ones are deleted', fun
   local slow = server:begin { steps = 900 }
   local waiting = { server:begin(), server:begin(), server:begin(), server:begin() }
   server:wait(slow, function(job) return (job.progress.step or 0) >= 1 end)
-  problem_of(server:ask('POST', '/v1/jobs', { json = server:request() }), 429, '4 jobs wait')
+  problem_of(server:ask('POST', '/v1/jobs', { json = server:request() }), 429, 'the queue is full, with 4 jobs')
   local now = server:ask('GET', '/v1/jobs/' .. slow .. '/events?seconds=0')
   t.equal(now.status, 200)
   t.equal(select(2, now.body:gsub('event: job\n', '')), 1, 'the job as it is, and no more')
@@ -384,7 +384,7 @@ t.test('files by URL: only from allowed hosts', function()
   local function ask(video, audio)
     return server:ask('POST', '/v1/jobs', { json = { video = video, audio = audio, settings = service.short } })
   end
-  problem_of(ask('https://elsewhere.example/a.mp4', at .. '/voice'), 422, 'video: files of elsewhere.example are not fetched')
+  problem_of(ask('https://elsewhere.example/a.mp4', at .. '/voice'), 422, 'video: this server does not fetch files from elsewhere.example')
   problem_of(ask('http://localhost/a.mp4', at .. '/voice'), 422, 'only https')
   problem_of(ask('file:///etc/passwd', at .. '/voice'), 422, 'only https')
   problem_of(ask('https://me@localhost/a.mp4', at .. '/voice'), 422, 'not fetched')
@@ -395,7 +395,7 @@ t.test('files by URL: only from allowed hosts', function()
   t.equal(job.state, 'done', job.error and job.error.detail)
   t.equal(job.video, at .. '/film.mp4?signature=x')
   t.ok(server:ask('GET', job.result.url).headers['content-disposition']:find 'film%-lipsync.mp4')
-  local wrong = { ['/away'] = 'files of 127.0.0.1:1 are not fetched', ['/text'] = 'neither a video', ['/endless'] = 'larger' }
+  local wrong = { ['/away'] = 'does not fetch files from 127.0.0.1:1', ['/text'] = 'not a video, sound or image', ['/endless'] = 'larger' }
   for path, sentence in pairs(wrong) do
     job = server:wait(ask(at .. path, at .. '/voice.flac').json.id)
     t.equal(job.state, 'failed', path)
