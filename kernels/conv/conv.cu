@@ -1,10 +1,10 @@
 /* Convolutions: which kernel computes each of them.
  *
  * A 1x1 convolution without stride, padding or groups is a linear layer. Those with few results or
- * channels (few_outputs.cu, few_inputs.cu, on a Hopper lines_hopper.cu), f64 and most grouped ones
- * (direct.cu) go to our own kernels. The rest goes to cuDNN (cudnn.cu), or to our own kernels where
- * cuDNN has nothing. The steps that the library does not fuse are one pass over the result (the
- * epilogue below).
+ * channels (few_outputs.cu, few_inputs.cu, on a Hopper lines_hopper.cu), small images in f32
+ * (small_f32.cu), f64 and most grouped ones (direct.cu) go to our own kernels. The rest goes to
+ * cuDNN (cudnn.cu), or to our own kernels where cuDNN has nothing. The steps that the library does
+ * not fuse are one pass over the result (the epilogue below).
  *
  * Invariants: cuDNN gets dense tensors of one dtype, of at most 2^31 - 1 elements each, all at
  * multiples of 16 bytes, and an `out` that is no input. Weight and vectors are made dense and of
@@ -209,8 +209,10 @@ static int by_own(const crk_conv *c, int (*kernel)(const crk_conv *c)) {
 }
 
 static int convolve(const crk_conv *c) {
+  int own = by_own(c, crk_conv_small_f32);
+  if (own != CR_EUNSUPPORTED) return own;
   if (is_linear(c)) return linear(c);
-  int own = by_own(c, crk_conv_few_outputs);
+  own = by_own(c, crk_conv_few_outputs);
   if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_few_inputs);
   if (own == CR_EUNSUPPORTED) own = by_own(c, crk_conv_lines);
   if (own != CR_EUNSUPPORTED) return own;

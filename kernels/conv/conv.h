@@ -82,6 +82,11 @@ enum { CRK_CONV_HOPPER_TILES = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
 int crk_conv_hopper(const crk_conv *c, int32_t tile);
 
+/* The convolution by our own kernels for f32 without TF32 and small images: one group, channels a
+ * multiple of 4, any strides of out and residual. CR_EUNSUPPORTED, with nothing queued, for all
+ * others (see small_f32.cu). */
+int crk_conv_small_f32(const crk_conv *c);
+
 /* The convolution on a Hopper, by the kernels of lines_hopper.h: 3x3 windows of stride 1 with at
  * most 64 results in f16 and bf16, any strides of x, out and residual that TMA takes; residual may
  * be out. CR_EUNSUPPORTED, with nothing queued, for all others (see lines_hopper.cu) and if
@@ -115,17 +120,19 @@ template <typename T, typename A> __device__ __forceinline__ T crk_narrow(A x) {
 }
 template <> __device__ __forceinline__ double crk_narrow(double x) { return x; }
 
-/* The image, row and column of position `at`, counted row by row through images of h x w. */
+/* The image, row and column of position `at`, counted row by row through images of h x w in
+ * integers of type I. */
 struct crk_position {
   int64_t n;
   int32_t y, x;
 };
-__device__ __forceinline__ crk_position crk_position_of(int64_t at, int32_t h, int32_t w) {
+template <typename I>
+__device__ __forceinline__ crk_position crk_position_of(I at, int32_t h, int32_t w) {
   crk_position p;
-  p.x = (int32_t)(at % w);
-  at /= w;
-  p.y = (int32_t)(at % h);
-  p.n = at / h;
+  p.x = (int32_t)(at % (I)w);
+  at /= (I)w;
+  p.y = (int32_t)(at % (I)h);
+  p.n = at / (I)h;
   return p;
 }
 #endif

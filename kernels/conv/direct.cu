@@ -22,31 +22,36 @@ typedef struct window {
 
 /* out[n y x o] = sum over the window of x[.. o / per_group] w[o ky kx]. One thread for each
  * element, channels fastest: a warp reads 32 neighbouring channels of a pixel, and the windows of
- * neighbouring pixels share the L1 cache. Bound by memory, and for small images by the launch.
- * Grid-stride loop. */
-template <typename T>
+ * neighbouring pixels share the L1 cache. K is the side of a square window, or 0 for any other:
+ * with K, the loads of a window are all issued before the first product. I counts the elements of
+ * out, in 32 bits where they fit. Bound by memory, and for small images by latency. Grid-stride
+ * loop. */
+template <typename T, int K, typename I>
 __global__ void __launch_bounds__(256)
     conv_depthwise_kernel(T *out, const T *x, const T *weight, const T *bias, const T *residual,
                           const T *slope, window p) {
   typedef typename crk_sum<T>::type A;
-  int64_t total = p.positions * p.oc;
-  for (int64_t i = blockIdx.x * 256ll + threadIdx.x; i < total; i += gridDim.x * 256ll) {
-    int64_t at = i / p.oc;
-    int32_t o = (int32_t)(i - at * p.oc);
+  const I total = (I)(p.positions * p.oc);
+  const int32_t kh = K ? K : p.kh, kw = K ? K : p.kw;
+  for (I i = (I)blockIdx.x * 256 + threadIdx.x; i < total; i += (I)gridDim.x * 256) {
+    const I at = i / (I)p.oc;
+    const int32_t o = (int32_t)(i - at * (I)p.oc);
     const crk_position place = crk_position_of(at, p.oh, p.ow);
     const int32_t oy = place.y, ox = place.x;
     const int64_t n = place.n;
-    const T *from = x + n * p.sx[0] + o / p.per_group * p.sx[3];
-    const T *w = weight + (int64_t)o * p.kh * p.kw;
-    int64_t top = (int64_t)oy * p.stride_h - p.top, left = (int64_t)ox * p.stride_w - p.left;
+    const T *from = x + n * p.sx[0] + (p.per_group == 1 ? o : o / p.per_group) * p.sx[3];
+    const T *w = weight + (int64_t)o * kh * kw;
+    const int64_t top = (int64_t)oy * p.stride_h - p.top;
+    const int64_t left = (int64_t)ox * p.stride_w - p.left;
     A sum = 0;
-    for (int32_t ky = 0; ky < p.kh; ky++) {
-      int64_t y = top + (int64_t)ky * p.dilation_h;
-      if (y < 0 || y >= p.h) continue;
-      for (int32_t kx = 0; kx < p.kw; kx++) {
-        int64_t z = left + (int64_t)kx * p.dilation_w;
-        if (z < 0 || z >= p.w) continue;
-        sum += crk_widen<A>(from[y * p.sx[1] + z * p.sx[2]]) * crk_widen<A>(w[ky * p.kw + kx]);
+#pragma unroll
+    for (int32_t ky = 0; ky < kh; ky++) {
+      const int64_t y = top + (int64_t)ky * p.dilation_h;
+#pragma unroll
+      for (int32_t kx = 0; kx < kw; kx++) {
+        const int64_t z = left + (int64_t)kx * p.dilation_w;
+        if (y >= 0 && y < p.h && z >= 0 && z < p.w)
+          sum += crk_widen<A>(from[y * p.sx[1] + z * p.sx[2]]) * crk_widen<A>(w[ky * kw + kx]);
       }
     }
     if (bias) sum += crk_widen<A>(bias[o]);
@@ -169,9 +174,19 @@ template <typename T> static void launch(const crk_conv *c, const window *p) {
           *slope = crk_conv_data<T>(c->slope);
   cudaStream_t stream = c->d->stream;
   if (p->kc == 1 && c->o->groups > 1) {
-    int64_t blocks = crk_ceil_div(p->positions * p->oc, 256), most = c->d->multiprocessors * 64ll;
-    conv_depthwise_kernel<T><<<(unsigned)(blocks < most ? blocks : most), 256, 0, stream>>>(
-        out, x, w, bias, residual, slope, *p);
+    int64_t total = p->positions * p->oc, blocks = crk_ceil_div(total, 256);
+    int64_t most = c->d->multiprocessors * 64ll;
+    unsigned grid = (unsigned)(blocks < most ? blocks : most);
+    int side = p->kh == p->kw && total < INT32_MAX ? p->kh : 0;
+    if (side == 3)
+      conv_depthwise_kernel<T, 3, uint32_t>
+          <<<grid, 256, 0, stream>>>(out, x, w, bias, residual, slope, *p);
+    else if (side == 5)
+      conv_depthwise_kernel<T, 5, uint32_t>
+          <<<grid, 256, 0, stream>>>(out, x, w, bias, residual, slope, *p);
+    else
+      conv_depthwise_kernel<T, 0, int64_t>
+          <<<grid, 256, 0, stream>>>(out, x, w, bias, residual, slope, *p);
     return;
   }
   int64_t large = crk_ceil_div(p->positions, 64) * crk_ceil_div(p->per_group, 64) * c->o->groups;
