@@ -304,8 +304,8 @@ cuda.test('a fault names its operation and persists; a reset recovers, or says h
     t.ok(lines[4]:find 'false.*lost when its device was reset', lines[4])
     t.ok(lines[5]:find 'true.*4', lines[5])
   else
-    t.ok(lines[3]:find 'reset: the driver gives .* to a new process only: start the program again', lines[3])
-    t.ok(lines[5]:find 'false.*to a new process only', lines[5])
+    t.ok(lines[3]:find 'reset: the driver returns .* only to a new process: start the program again', lines[3])
+    t.ok(lines[5]:find 'false.*only to a new process', lines[5])
   end
   t.equal(lines[6], '4', 'the CPU goes on')
   r = child.run({ script }, { env = { CR_CUDA_BLOCKING = '0' } })

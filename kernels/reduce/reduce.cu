@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
     /* The elements before the first aligned vector. */
     int64_t head = (int64_t)((16 - (uintptr_t)(p + i) % 16) % 16 / sizeof(T));
     if (head > end - i) head = end - i;
-    if (lane < head) s.add(crk_load_as<A>(p[i + lane]), i + lane, largest);
+    for (int64_t k = lane; k < head; k += TEAM) s.add(crk_load_as<A>(p[i + k]), i + k, largest);
     i += head;
     int64_t vectors = (end - i) / V;
 #pragma unroll 2
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ r
       for (int j = 0; j < V; j++) s.add(crk_load_as<A>(e.v[j]), i + v * V + j, largest);
     }
     i += vectors * V;
-    if (i + lane < end) s.add(crk_load_as<A>(p[i + lane]), i + lane, largest);
+    for (i += lane; i < end; i += TEAM) s.add(crk_load_as<A>(p[i]), i, largest);
   } else {
     for (i += lane; i < end; i += (int64_t)TEAM * UNROLL) {
       A v[UNROLL];
