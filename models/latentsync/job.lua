@@ -192,9 +192,11 @@ function M.new(given, options)
   return self
 end
 
---- Steps that a GPU gets before the first of them is done. It stays busy while this thread does something else, and
---- CUDA never blocks the thread, which it does when too much is queued.
+--- Steps that a GPU gets at most before the first of them is done: it stays busy while this thread does something else.
+--- CUDA blocks the thread when more is queued than fits, which depends on the size of a step: after two calls that took
+--- BLOCKED of a step's time or more, this GPU gets one step less.
 local QUEUED = 3
+local BLOCKED = 0.3
 
 --- Seconds for which other tasks may keep this thread after a step was queued, besides one frame. This thread also
 --- queues the steps: one step waits on the GPU while another runs, so the queue stays filled if the other tasks need
@@ -206,20 +208,32 @@ function Job:give_way()
   if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
 end
 
+-- Whether CUDA blocked the thread while the last steps were queued.
+local function was_blocked(maker, seconds)
+  maker.blocked = maker.step_seconds and seconds > BLOCKED * maker.step_seconds and (maker.blocked or 0) + 1 or 0
+  return maker.blocked >= 2
+end
+
 -- Records that a step was queued on a maker's GPU, and lets other tasks run until only a few steps are left. `began`:
 -- when the thread began to queue it. If the GPU had finished everything by then, it was idle, and this time is
 -- counted.
 local function given(maker, model, began)
   local queue = maker.queue or {}
-  maker.queue = queue
+  maker.queue, maker.most = queue, maker.most or QUEUED
+  if was_blocked(maker, clock() - began) and maker.most > 0 then maker.most, maker.blocked = maker.most - 1, 0 end
   queue[#queue + 1] = { done = model:mark(), began = began }
   cr.yield()
-  if #queue <= QUEUED then return end
-  local step = table.remove(queue, 1)
-  local done = step.done()
-  if not done then return end
-  if maker.last_done then maker.idle = (maker.idle or 0) + math.max(0, step.began - maker.last_done) end
-  maker.last_done = done
+  while #queue > maker.most do
+    local step = table.remove(queue, 1)
+    local done = step.done()
+    if not done then return end
+    if maker.last_done then
+      local idle = math.max(0, step.began - maker.last_done)
+      maker.idle = (maker.idle or 0) + idle
+      if idle == 0 then maker.step_seconds = done - maker.last_done end
+    end
+    maker.last_done = done
+  end
 end
 
 -- What a maker generates from a clip: see models/latentsync/flow.lua.
