@@ -7,10 +7,24 @@ local M = {}
 
 local ADVICE = 'its weights are damaged, or belong to another network'
 
+local FEW = 2 ^ 20 -- values that this thread checks itself: waking up many threads takes longer
+
+-- The product of a value that is not finite with 0 is not 0.
+local function are_finite(p, n)
+  local a, b, c, d = 0, 0, 0, 0
+  for i = 0, n - 4, 4 do
+    a, b, c, d = a + p[i] * 0, b + p[i + 1] * 0, c + p[i + 2] * 0, d + p[i + 3] * 0
+  end
+  for i = n - n % 4, n - 1 do a = a + p[i] * 0 end
+  return a + b + c + d == 0
+end
+
 --- Whether all elements of a tensor are finite.
 --- @param x Tensor floats, one or more
 --- @return boolean
 function M.is(x)
+  local n = x:numel()
+  if x.device == 'cpu' and x.dtype == 'f32' and n <= FEW and x:is_contiguous() then return are_finite(x:pointer(), n) end
   local largest = cr.scope(function() return x:abs():max():item() end)
   return largest == largest and largest < math.huge
 end

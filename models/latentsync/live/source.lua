@@ -30,22 +30,11 @@ local function raw(s, give)
   end
 end
 
--- The next piece of a reader. A connection that breaks, or that the sender ends without a word, is the end of the sound if any has
--- come: note(sentence) is called then.
-local function next_piece(reader, n, note)
-  local ok, piece = pcall(reader.read, reader, n)
-  if ok then return piece end
-  local text = tostring(piece)
-  if not note or text:sub(1, #reader.path + 1) ~= reader.path .. ':' then error(piece, 0) end
-  note(text .. '; the sound ends here')
-  return cr.zeros(0, 1)
-end
-
 -- Passes on a reader's pieces; a file's pieces are passed on in real time.
-local function pieces(reader, give, paced, note)
+local function pieces(reader, give, paced)
   local n, began, given = math.max(1, math.floor(reader.rate * PIECE + 0.5)), clock(), 0
   while true do
-    local piece = next_piece(reader, n, not paced and given > 0 and note or nil)
+    local piece = reader:read(n)
     local count = piece:size(1)
     if count > 0 then
       given = given + count / reader.rate
@@ -76,12 +65,11 @@ end
 --- Reads a sound to its end.
 --- @param s table settings {audio, audio_format, rate, channels, format}
 --- @param give fun(samples: string|Tensor, from: table) receives a piece, as for media.pcm's push
---- @param note fun(sentence: string) receives why the sound of a URL or a device ended early
-function M.read(s, give, note)
+function M.read(s, give)
   if s.audio == '-' then return raw(s, give) end
   local paced = not s.audio_format and is_file(s.audio)
   local reader = paced and media.audio(s.audio) or media.live_audio(s.audio, { format = s.audio_format })
-  local ok, problem = pcall(pieces, reader, give, paced, note)
+  local ok, problem = pcall(pieces, reader, give, paced)
   reader:close()
   if not ok then error(problem, 0) end
 end
