@@ -42,7 +42,7 @@ local args = cli.parse(arg, {
     { '--max-jobs', 'int', default = 100, min = 1, help = 'that wait' },
     { '--max-connections', 'int', default = 4096, min = 1, help = 'at once' },
     { '--job-timeout', 'number', default = 7200, above = 0, unit = 'seconds', help = 'maximum duration of a job' },
-    { '--live', 'int', default = 1, min = 0, help = 'maximum number of live sessions, on the first device' },
+    { '--live', 'int', min = 0, help = 'maximum number of live sessions', default_text = 'one for each device' },
     { '--idle', 'file', help = 'idle clip of a listening person, for live sessions that do not name one' },
     { '--say', 'choice', choices = require 'models.latentsync.live.say'.speakers, help = 'program that speaks the texts of live clients',
       default_text = 'nothing' },
@@ -80,7 +80,7 @@ cr.run(function()
     model = { vae = args.vae, size = args.size, dtype = args.dtype, quant = args.quant, card = args.card },
     limits = { upload = args.max_upload * 1e6, seconds = args.max_seconds, pixels = args.max_pixels * 1e6, jobs = args.max_jobs,
       job_timeout = args.job_timeout },
-    live = args.live > 0 and { sessions = args.live, device = list[1], idle = args.idle, say = args.say } or nil,
+    live = args.live ~= 0 and { sessions = args.live, devices = list, idle = args.idle, say = args.say } or nil,
     refused = function(sentence)
       if refused:count() == 0 then refused:put(sentence) end
     end,

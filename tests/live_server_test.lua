@@ -168,6 +168,39 @@ t.test('a client is refused while all sessions are in use; a disconnection frees
   end)
 end)
 
+t.test('sessions are shared out over the devices: those with fewest sessions, first those without a job', function()
+  local process, opened, sockets = require 'cr.serve.process', {}, {}
+  local spawn, spawned = process.spawn, 0
+  process.spawn = function()
+    spawned = spawned + 1
+    return { kill = function() end, send = function(_, m) if m.op == 'open' then opened[#opened + 1] = m.settings.device end end }
+  end
+  local ok, problem = pcall(cr.run, function()
+    local lives = require 'models.latentsync.live.server'.open { settings = { checkpoint = 'x', idle = 'y' },
+      devices = { 'a', 'b', 'c' }, busy = function(device) return device == 'a' end, sessions = 5 }
+    local function begin()
+      local first, closed = true, cr.channel()
+      local socket = { try_write = function() return true end, close = function() closed:close() end, gone = closed }
+      function socket.read()
+        if not first then return closed:get() end
+        first = false
+        return '{"type":"start"}', 'text'
+      end
+      sockets[#sockets + 1] = socket
+      socket.task = cr.go(lives.handle, lives, socket)
+      cr.yield()
+      cr.yield()
+    end
+    for _ = 1, 5 do begin() end
+    t.equal(table.concat(opened, ' '), 'b c a b c')
+    lives.figures = {} -- (nobody is asked to stop)
+    for _, socket in ipairs(sockets) do socket.task:cancel() end
+  end)
+  process.spawn = spawn
+  if not ok then error(problem, 0) end
+  t.equal(spawned, 5)
+end)
+
 t.test('texts are spoken if the server has a text-to-speech program', function()
   local voice
   for folder in (os.getenv 'PATH' or ''):gmatch '[^:]+' do

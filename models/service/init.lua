@@ -151,9 +151,15 @@ end
 
 -- Opens live sessions; their idle clips are uploaded files or the server's own.
 local function open_live(self, o)
-  local s = { device = o.device, idle = o.idle }
+  local s = { idle = o.idle }
   for key, value in pairs(self.model) do s[key] = value end
-  return lives_of.open { settings = s, sessions = o.sessions, say = o.say, idle = function(id)
+  local function busy(device)
+    for _, worker in ipairs(self.pool.makers) do
+      if worker.device == device and worker.state == 'busy' then return true end
+    end
+    return false
+  end
+  return lives_of.open { settings = s, devices = o.devices, busy = busy, sessions = o.sessions, say = o.say, idle = function(id)
     local file = type(id) == 'string' and self.store:file(id)
     return file and self.uploads:path(file) or nil
   end }
@@ -174,7 +180,7 @@ end
 --- Opens a server. Must be called in a task. The server accepts requests when this returns.
 --- @param o table {checkpoint, data = folder, hosts = from which URLs are fetched, devices = names, host, port, token, cert, key,
 ---   model = {dtype, vae, quant, card, size}, limits = {upload, seconds, pixels, jobs, job_timeout},
----   live = {sessions, device, idle = a clip's file?, say = a program?}?, connections = maximum number,
+---   live = {sessions?, devices, idle = a clip's file?, say = a program?}?, connections = maximum number,
 ---   keep_days = retention of ended jobs (default: for ever), refused = function(sentence)?: no device can load the model}
 --- @return Service
 function M.open(o)

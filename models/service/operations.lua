@@ -238,7 +238,9 @@ return {
     summary = 'Streams the events of a job until it has ended.',
     description = 'Server-Sent Events: `job` (data: a Job) at each change, at most five per second; `preview` (data: ' ..
       '{"url": the newest preview}).',
-    answers = { [200] = { types = { 'text/event-stream' } } }, problems = { 404 }, run = follow },
+    answers = { [200] = { types = { 'text/event-stream' }, schema = { type = 'object', required = { 'event', 'data' },
+      description = 'one event', properties = { event = { type = 'string', enum = { 'job', 'preview' } },
+        data = { type = 'string', contentMediaType = 'application/json' } } } } }, problems = { 404 }, run = follow },
   { id = 'jobResult', method = 'GET', path = '/v1/jobs/{id}/result', params = by_id, query = { download = download },
     summary = 'Returns the resulting video or image of a job, or a range of its bytes.',
     answers = { [200] = { types = { 'video/mp4', 'video/x-matroska', 'image/png' } },

@@ -18,7 +18,7 @@ local function state_of(self)
   local left = self:left()
   local at = self.at or {}
   return {
-    stage = self.current, step = at.step, steps = at.steps, window = at.window, windows = at.windows, frames = self.done,
+    stage = self.current or 'start', step = at.step, steps = at.steps, window = at.window, windows = at.windows, frames = self.done,
     total = self.total, seconds_left = left and math.floor(left * 10 + 0.5) / 10,
   }
 end

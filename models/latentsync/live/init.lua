@@ -91,7 +91,7 @@ function Session:run()
     engine:await_start()
     sources.read(s, function(samples, from)
       if not engine:hear(samples, from) then engine:await_room() end
-    end)
+    end, function(sentence) self.progress:note(sentence, true) end)
     engine:stop()
   end
   local ok, problem = pcall(cr.all, { function() engine:run() end, not self.bytes and listen or nil })

@@ -1,10 +1,11 @@
 --- Live sessions over WebSockets. scripts/README.md describes the protocol.
 --
---     local lives = require 'models.latentsync.live.server'.open { settings = { checkpoint = DIR, device = 'cuda' }, sessions = 1 }
+--     local lives = require 'models.latentsync.live.server'.open { settings = { checkpoint = DIR }, devices = { 'cuda' }, sessions = 1 }
 --     lives:handle(request:websocket { max = lives.max })     -- returns when the socket is closed
 --
 -- Each session runs in a process of its own (worker.lua), so that the server answers while a GPU or CPU is busy, and
--- a fault ends only that session. The process is kept for the next session.
+-- a fault ends only that session. The process is kept for the next session on its device. A session gets the device with the
+-- fewest sessions, of several one that runs no job.
 --
 -- Invariants: there are never more sessions than allowed. A client that reads slowly, sends more than the queue
 -- holds, or goes away, ends only its own session. Of a client's settings only those in CLIENT are accepted.
@@ -34,18 +35,19 @@ local client_rows = settings.schema:only(CLIENT)
 local Server = {}
 Server.__index = Server
 
---- @param o table {settings: of all sessions, by the rows of live/settings.lua, sessions = maximum number at once (1), idle =
+--- @param o table {settings: of all sessions, by the rows of live/settings.lua, devices: string[], busy = fun(device): boolean?
+---   whether a job runs there, sessions = maximum number at once (one for each device), idle =
 ---   fun(id): string? the file of an idle clip that a client names; without it all sessions use settings.idle, say = the program
 ---   that speaks texts ('espeak-ng', 'flite')}
 --- @return LiveServer
 function M.open(o)
-  return setmetatable({ o = o, max = MAX, free = {}, running = 0, sessions = o.sessions or 1, figures = {} }, Server)
+  return setmetatable({ o = o, max = MAX, free = {}, running = 0, sessions = o.sessions or #o.devices, figures = {} }, Server)
 end
 
 -- ---- processes -----------------------------------------------------------------------------------
 
-local function spawn()
-  local child = { events = cr.channel(1000) }
+local function spawn(device)
+  local child = { device = device }
   child.process = process.spawn('models.latentsync.live.worker', {
     name = 'live',
     on_message = function(message)
@@ -59,10 +61,24 @@ local function spawn()
   return child
 end
 
-local function take_child(self)
-  local child = table.remove(self.free)
-  while child and child.gone do child = table.remove(self.free) end
-  return child or spawn()
+-- The device for another session.
+local function choose_device(self)
+  local best, least
+  for _, device in ipairs(self.o.devices) do
+    local used = self.o.busy and self.o.busy(device) and 0.5 or 0
+    for session in pairs(self.figures) do used = used + (session.device == device and 1 or 0) end
+    if not least or used < least then best, least = device, used end
+  end
+  return best
+end
+
+local function take_child(self, device)
+  for i = #self.free, 1, -1 do
+    local child = self.free[i]
+    if child.gone or child.device == device then table.remove(self.free, i) end
+    if not child.gone and child.device == device then return child end
+  end
+  return spawn(device)
 end
 
 -- ---- one session ---------------------------------------------------------------------------------
@@ -177,7 +193,7 @@ function says.start(self, message)
     if not given.idle then errors.fail(('start: there is no file %s'):format(tostring(message.idle))) end
   end
   if not given.idle then errors.fail 'start: idle is missing: the file of a clip of a listening person' end
-  given.quiet = true
+  given.quiet, given.device = true, self.device
   send(self, 'open', { settings = given })
 end
 
@@ -234,10 +250,10 @@ function Server:handle(socket)
     return refuse(session, CLOSE.busy, ('all live sessions (%d) are in use: try again later'):format(self.sessions))
   end
   self.running, count = self.running + 1, count + 1
-  session.number = count
+  session.number, session.device = count, choose_device(self)
   self.figures[session] = true
   local ok, problem = pcall(function()
-    local child = take_child(self)
+    local child = take_child(self, session.device)
     session.child = child
     child.take = function(message)
       local act = (message.gone or message.session == session.number) and events[message.event]

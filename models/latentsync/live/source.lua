@@ -30,11 +30,22 @@ local function raw(s, give)
   end
 end
 
+-- The next piece of a reader. A connection that breaks, or that the sender ends without a word, is the end of the sound if any has
+-- come: note(sentence) is called then.
+local function next_piece(reader, n, note)
+  local ok, piece = pcall(reader.read, reader, n)
+  if ok then return piece end
+  local text = tostring(piece)
+  if not note or text:sub(1, #reader.path + 1) ~= reader.path .. ':' then error(piece, 0) end
+  note(text .. '; the sound ends here')
+  return cr.zeros(0, 1)
+end
+
 -- Passes on a reader's pieces; a file's pieces are passed on in real time.
-local function pieces(reader, give, paced)
+local function pieces(reader, give, paced, note)
   local n, began, given = math.max(1, math.floor(reader.rate * PIECE + 0.5)), clock(), 0
   while true do
-    local piece = reader:read(n)
+    local piece = next_piece(reader, n, not paced and given > 0 and note or nil)
     local count = piece:size(1)
     if count > 0 then
       given = given + count / reader.rate
@@ -65,11 +76,12 @@ end
 --- Reads a sound to its end.
 --- @param s table settings {audio, audio_format, rate, channels, format}
 --- @param give fun(samples: string|Tensor, from: table) receives a piece, as for media.pcm's push
-function M.read(s, give)
+--- @param note fun(sentence: string) receives why the sound of a URL or a device ended early
+function M.read(s, give, note)
   if s.audio == '-' then return raw(s, give) end
   local paced = not s.audio_format and is_file(s.audio)
   local reader = paced and media.audio(s.audio) or media.live_audio(s.audio, { format = s.audio_format })
-  local ok, problem = pcall(pieces, reader, give, paced)
+  local ok, problem = pcall(pieces, reader, give, paced, note)
   reader:close()
   if not ok then error(problem, 0) end
 end
