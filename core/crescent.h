@@ -921,9 +921,9 @@ typedef struct cr_media_info {
   int32_t sample_rate, channels;
   double audio_duration;
   char video_codec[32], audio_codec[32], format[64];
-  int32_t aspect_num,
-      aspect_den; /* pixel aspect ratio (width : height) as displayed; 0/1 unknown */
-  int32_t bits;   /* bits of a sample: 8, 10, ...; 0 unknown */
+  /* Pixel aspect ratio (width : height) as displayed; 0/1 unknown. */
+  int32_t aspect_num, aspect_den;
+  int32_t bits; /* bits of a sample: 8, 10, ...; 0 unknown */
   cr_hdr hdr;
   char pix_fmt[32]; /* libav's name of the pixel format: yuv420p10le; "" unknown */
   int32_t alpha;    /* 1: the pixel format has an alpha channel (a palette's does not count) */

@@ -74,7 +74,7 @@ local refused = {
     tuple(global('torchao.dtypes', 'AffineQuantizedTensor'), global('torch', 'float32')) .. 'R',
     'is of the class torchao.dtypes.AffineQuantizedTensor' },
   { 'a tensor without numbers', global('torch._utils', '_rebuild_meta_tensor_no_storage') ..
-    tuple(global('torch', 'float32'), tuple(int(2)), tuple(int(1)), '\137') .. 'R', 'was saved without its numbers' },
+    tuple(global('torch', 'float32'), tuple(int(2)), tuple(int(1)), '\137') .. 'R', 'was saved from the meta device' },
   { 'a nested tensor', global('torch._utils', '_rebuild_nested_tensor') .. tuple(plain, plain, plain, plain) .. 'R', 'is nested' },
   { 'complex numbers', rebuild .. arguments(storage('0', 2, 'ComplexFloatStorage'), 0, { 2 }, { 1 }) .. 'R', 'has dtype complex64' },
   { 'nine dimensions', tensor('0', 4, 0, { 1, 1, 1, 1, 1, 1, 1, 1, 4 }, { 4, 4, 4, 4, 4, 4, 4, 4, 1 }), 'has 9 dimensions' },

@@ -44,10 +44,10 @@ int32_t *cr__linear_taps_new(int64_t in, int64_t out, bool across);
  * 2^-10 pixels of x. Failure and freeing are as above. */
 int32_t *cr__warp_positions_new(const double *m, int64_t height, int64_t width);
 
-/* libswscale's taps for chroma. Forward, they upsample a format's chroma to every pixel with a
- * cubic kernel (a = -0.6). Back, they average 8 pixels for each chroma sample, centred between its
- * two pixels. An axis on which both sizes are equal has one tap. The taps, in `fixed`, sum to 2^14
- * horizontally and 2^12 vertically. */
+/* libswscale's taps for the chroma of a format, horizontal (across) and vertical (down). If `back`
+ * is false, they upsample chroma to every pixel with a cubic kernel (a = -0.6). If it is true, they
+ * downsample with 8 taps, centred between the two pixels of a chroma sample. An axis on which both
+ * sizes are equal has one tap. The taps, in `fixed`, sum to 2^14 across and 2^12 down. */
 int cr__chroma_axes_new(cr__axis *across, cr__axis *down, const cr_yuv *format, bool back);
 
 /* libswscale's fixed-point conversion of Y, U and V (in units of 2^-9 levels, U and V around 0) to

@@ -16,9 +16,10 @@ typedef struct {
   int64_t shape[CR_MAX_RANK];
   int64_t stride[OPERANDS][CR_MAX_RANK]; /* in bytes */
   char *data[OPERANDS];
-  int64_t lines, size, step,
-      rows; /* lines of the walk; bytes of an element; of `dim`: its stride in bytes and its size */
-  bool wide; /* the index is i64, not i32 */
+  int64_t lines;      /* lines of the walk */
+  int64_t size;       /* bytes of an element */
+  int64_t step, rows; /* of `dim`: its stride in bytes, its size */
+  bool wide;          /* the index is i64, not i32 */
 } walk;
 
 static walk walk_of(const cr_tensor *indexed, int32_t dim, const cr_tensor *index,

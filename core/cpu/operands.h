@@ -18,8 +18,8 @@ typedef struct cr__operands {
   int rc;
   int32_t n;
   cr_tensor temp[CR_OPERANDS];
-  cr_tensor
-      result; /* holds the result until it is copied to `out`; empty if `out` is used directly */
+  /* Holds the result until it is copied to `out`; empty if `out` is used directly. */
+  cr_tensor result;
 } cr__operands;
 
 /* Returns x as a contiguous tensor of `dtype`; NULL if x is NULL or after a failure. */

@@ -98,26 +98,29 @@ typedef struct media_source {
   AVPacket *packet;
   AVFrame *frame; /* the last decoded one */
   atomic_int *stop;
-  int64_t failures;              /* number of FFmpeg's failed allocations before it was opened */
-  bool draining, drained, ended; /* no more packets; the decoder knows; no more frames */
-  bool begun;    /* a key frame has been decoded; headless: a frame before it could not be */
-  bool headless; /* (any frame begins a sound) */
-  bool waiting;  /* `packet` is read, but not sent yet */
-  bool lacks_bytes, cut_off; /* of the last packet sent: the container marks it as incomplete; it
-                                may be truncated */
-  bool told_gap, told_end;   /* warnings were given for missing bytes and for the end */
+  int64_t failures; /* number of FFmpeg's failed allocations before it was opened */
+  bool draining;    /* the demuxer has no more packets, */
+  bool drained;     /* the decoder has been told so, */
+  bool ended;       /* and it has no more frames */
+  bool begun;       /* a key frame has been decoded (any frame begins a sound) */
+  bool headless;    /* something before it could not be decoded */
+  bool waiting;     /* `packet` is read, but not sent yet */
+  /* Of the last packet sent to the decoder. */
+  bool lacks_bytes;      /* the container marks it as incomplete */
+  bool may_be_truncated; /* the file may end within it */
+  int64_t packet_position, packet_pts;
+  bool warned_of_gap, warned_of_end;
   int since_gap; /* packets since an incomplete one, which was at gap_pts; 0: there was none */
   int64_t gap_pts;
-  int64_t tail, tail_pts; /* of the last packet: its position in the file, its pts */
   media_damage *damage;
   int64_t sent;     /* number of packets sent to the decoder */
-  int64_t broken;   /* pts of a lost frame: frames from there to the next key frame are damaged */
-  bool garbled;     /* a frame was damaged: so are those up to the next key frame */
-  int64_t last_pts; /* of a frame; both are in the stream's time base, INT64_MIN: none */
+  int64_t lost_pts; /* of a lost frame: frames from there to the next key frame are damaged */
+  bool in_damage;   /* a frame was damaged, and so are those up to the next key frame */
+  int64_t last_pts; /* of a frame; lost_pts and last_pts are INT64_MIN if there is none */
   /* Output timestamps have the file's start at 0. The times below are in microseconds. */
   int64_t offset; /* added to the file's timestamps */
-  int64_t next_dts, dts,
-      pts; /* the expected next times, by which jumps in transport streams are found */
+  /* The expected next times, by which jumps in transport streams are found. */
+  int64_t next_dts, dts, pts;
   int64_t last_dts;
 } media_source;
 
@@ -233,13 +236,12 @@ typedef struct media_sound {
   int in_rate; /* for which the resampler was made */
   AVChannelLayout in_layout;
   int in_format;
-  int64_t produced; /* samples queued since the start */
-  double at;        /* in seconds: when the next frame is due */
-  double clock;     /* added to timestamps after a clock was reset */
-  bool held;        /* the source's frame must still be output */
-  int64_t
-      silence; /* samples of silence before it, in its own rate; samples to cut from its start: */
-  int cut;
+  int64_t produced;    /* samples queued since the start */
+  double at;           /* in seconds: when the next frame is due */
+  double clock;        /* added to timestamps after a clock was reset */
+  bool held;           /* the source's frame must still be output */
+  int64_t silence;     /* samples of silence that precede it, in its own rate */
+  int cut;             /* samples to cut from its start */
   bool ended, damaged; /* damaged: a warning was given */
 } media_sound;
 

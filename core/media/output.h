@@ -24,8 +24,10 @@ typedef struct media_output {
   int64_t last, end;   /* start and end of the last frame, in the encoder's time base */
   media_sound *sounds; /* several are mixed, with the rate and layout of the first */
   int sound_count;
-  int64_t samples, skip, limit; /* samples sent; to skip at the start; at most (-1: no limit) */
-  int64_t sound_end;            /* end of the written packets, in the sound encoder's time base */
+  int64_t samples;   /* of the sound, sent to the encoder */
+  int64_t skip;      /* samples to skip at the start of the sound */
+  int64_t limit;     /* most samples of the sound; -1: no limit */
+  int64_t sound_end; /* end of the written packets, in the sound encoder's time base */
   atomic_int *stop;
   int64_t failures;   /* number of FFmpeg's failed allocations before it was opened */
   bool in_order;      /* packets are written in the encoders' order, without interleaving */

@@ -159,7 +159,7 @@ static int open_source(media_source *s, const char *path, const char *live, enum
   for (unsigned i = 0; i < s->format->nb_streams; i++)
     if (s->format->streams[i] != s->stream) s->format->streams[i]->discard = AVDISCARD_ALL;
   s->last_dts = AV_NOPTS_VALUE;
-  s->broken = s->last_pts = INT64_MIN;
+  s->lost_pts = s->last_pts = INT64_MIN;
   s->next_dts = 0;
   if (s->stream->avg_frame_rate.num && s->stream->avg_frame_rate.den)
     s->next_dts = (int64_t)(-s->decoder->has_b_frames * (double)AV_TIME_BASE /
@@ -262,8 +262,8 @@ static int lose(media_source *s, int averror, int64_t pts) {
     return media__fail(averror, "%s: it cannot be decoded at %.2f s", s->path, seconds(s, pts));
   if (!s->begun)
     s->headless = true;
-  else if (s->broken == INT64_MIN)
-    s->broken = pts == AV_NOPTS_VALUE ? s->last_pts : pts;
+  else if (s->lost_pts == INT64_MIN)
+    s->lost_pts = pts == AV_NOPTS_VALUE ? s->last_pts : pts;
   return CR_OK;
 }
 
@@ -286,31 +286,31 @@ int media__source_check(const media_source *s, const AVFrame *frame) {
  * been checked. */
 static void remember(media_source *s) {
   s->lacks_bytes = (s->packet->flags & AV_PKT_FLAG_CORRUPT) != 0;
-  s->cut_off = s->lacks_bytes || !av_match_name("mp4", s->format->iformat->name);
-  s->tail = s->packet->pos;
-  s->tail_pts = s->packet->pts;
+  s->may_be_truncated = s->lacks_bytes || !av_match_name("mp4", s->format->iformat->name);
+  s->packet_position = s->packet->pos;
+  s->packet_pts = s->packet->pts;
 }
 
-static void say_cut_off(media_source *s) {
-  if (!is_sound(s) && !s->told_end)
+static void warn_of_end(media_source *s) {
+  if (!is_sound(s) && !s->warned_of_end)
     media__warn("%s: it is truncated: its last frame, at %.2f s, is left out or incomplete",
-                s->path, seconds(s, s->tail_pts));
-  s->told_end = true;
+                s->path, seconds(s, s->packet_pts));
+  s->warned_of_end = true;
 }
 
 /* Checks the packet just read. Where streams were joined, one of the last packets is also marked as
  * incomplete, but then a key frame follows. */
 static void watch_gap(media_source *s) {
-  if (is_sound(s) || s->told_gap) return;
+  if (is_sound(s) || s->warned_of_gap) return;
   if (s->lacks_bytes && s->begun && s->since_gap == 0) {
-    s->gap_pts = s->tail_pts;
+    s->gap_pts = s->packet_pts;
     s->since_gap = 1;
   }
   if (s->packet->flags & AV_PKT_FLAG_KEY) s->since_gap = 0;
   if (s->since_gap == 0 || s->since_gap++ < JOINT_PACKETS) return;
   media__warn("%s: bytes are missing near %.2f s: its frames may be damaged there", s->path,
               seconds(s, s->gap_pts));
-  s->told_gap = true;
+  s->warned_of_gap = true;
 }
 
 /* Handles the end of the demuxer's packets. */
@@ -326,7 +326,7 @@ static int end(media_source *s, int averror) {
   if (averror == AVERROR_INVALIDDATA && (!is_sound(s) || left > MAX_TAG_BYTES))
     media__warn("%s: it cannot be read beyond %.2f s: what follows is left out", s->path,
                 (double)s->pts / AV_TIME_BASE);
-  if (s->lacks_bytes) say_cut_off(s);
+  if (s->lacks_bytes) warn_of_end(s);
   s->draining = true;
   return 0;
 }
@@ -384,17 +384,17 @@ static int judge(media_source *s) {
                 "is left out or incomplete",
                 s->path, seconds(s, f->pts));
   }
-  if (damaged && s->cut_off && f->pkt_pos == s->tail && !is_sound(s)) {
+  if (damaged && s->may_be_truncated && f->pkt_pos == s->packet_position && !is_sound(s)) {
     int more = next_packet(s);
     if (more < 0) return more;
-    if (more == 0) say_cut_off(s);
+    if (more == 0) warn_of_end(s);
     if (more == 0) return 0;
   }
-  bool behind = s->broken != INT64_MIN && (f->pts == AV_NOPTS_VALUE || f->pts >= s->broken);
+  bool behind = s->lost_pts != INT64_MIN && (f->pts == AV_NOPTS_VALUE || f->pts >= s->lost_pts);
   bool alone = f->key_frame || is_sound(s);
-  if (behind && alone) s->broken = INT64_MIN;
-  s->garbled = damaged || (s->garbled && !alone);
-  damaged = s->garbled || behind;
+  if (behind && alone) s->lost_pts = INT64_MIN;
+  s->in_damage = damaged || (s->in_damage && !alone);
+  damaged = s->in_damage || behind;
   f->flags = damaged ? f->flags | AV_FRAME_FLAG_CORRUPT : f->flags & ~AV_FRAME_FLAG_CORRUPT;
   if (f->pts != AV_NOPTS_VALUE) s->last_pts = f->pts;
   return 1;
@@ -403,13 +403,13 @@ static int judge(media_source *s) {
 /* Everything is decoded. Reports a loss at the end, which no later frame has revealed. */
 static int finish(media_source *s) {
   s->ended = true;
-  if (s->broken == INT64_MIN || s->broken <= s->last_pts || is_sound(s)) return 0;
-  if (!s->cut_off || s->broken != s->tail_pts)
+  if (s->lost_pts == INT64_MIN || s->lost_pts <= s->last_pts || is_sound(s)) return 0;
+  if (!s->may_be_truncated || s->lost_pts != s->packet_pts)
     return cr__fail(
         CR_EFORMAT,
         "%s: its last frames, from %.2f s on, are damaged: cut them off, or repair the file",
-        s->path, seconds(s, s->broken));
-  say_cut_off(s);
+        s->path, seconds(s, s->lost_pts));
+  warn_of_end(s);
   return 0;
 }
 
@@ -442,10 +442,10 @@ int media__source_seek(media_source *s, int64_t timestamp) {
   avcodec_flush_buffers(s->decoder);
   av_packet_unref(s->packet);
   s->draining = s->drained = s->ended = s->begun = s->headless = false;
-  s->waiting = s->lacks_bytes = s->cut_off = false;
-  s->garbled = false;
+  s->waiting = s->lacks_bytes = s->may_be_truncated = false;
+  s->in_damage = false;
   s->since_gap = 0;
-  s->broken = s->last_pts = INT64_MIN;
+  s->lost_pts = s->last_pts = INT64_MIN;
   s->next_dts = s->last_dts = AV_NOPTS_VALUE;
   s->dts = s->pts = INT64_MIN / 2; /* so far back that nothing looks like a step back */
   return 0;

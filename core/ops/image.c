@@ -55,8 +55,8 @@ CR_EXPORT int cr_pixel_shuffle(cr_tensor *out, const cr_tensor *x, int32_t s, co
     return cr__fail(CR_EINVAL, "pixel_shuffle: the scale must be 1 to 16, not %d", s);
   if (x->rank != 4 || x->shape[3] < 1 || x->shape[3] % (s * s) || x->shape[3] / (s * s) > 16)
     return cr__fail(CR_EINVAL,
-                    "pixel_shuffle: x [N H W C] with 1 to 16 times %d channels is needed, not %s",
-                    s * s, cr__shape(x));
+                    "pixel_shuffle: x [N H W C] must have 1 to 16 times %d channels, not %s", s * s,
+                    cr__shape(x));
   if (dtype != x->dtype && dtype != CR_F32 && dtype != CR_U8 && dtype != CR_I16)
     return cr__fail(CR_EINVAL, "pixel_shuffle: the result must be %s, f32, u8 or i16, not %s",
                     cr_dtype_name(x->dtype), cr_dtype_name(dtype));

@@ -44,7 +44,7 @@ static const struct {
     {"torch._utils._rebuild_qtensor", UNREADABLE, "is quantized, which is not handled"},
     {"torch._utils._rebuild_nested_tensor", UNREADABLE, "is nested, which is not handled"},
     {"torch._utils._rebuild_meta_tensor_no_storage", UNREADABLE,
-     "was saved without its numbers, from the device meta"},
+     "was saved from the meta device, without its data"},
     {"torch.Tensor", CLASS, NULL},
     {"torch.nn.parameter.Parameter", CLASS, NULL},
     {"torch.nn.parameter.Buffer", CLASS, NULL},

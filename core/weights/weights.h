@@ -37,8 +37,8 @@ typedef struct cr__entry {
   const cr__element *element;
   const char *trouble; /* why it cannot be taken ("is sparse, ..."), or NULL */
   bool swapped, negated;
-  int32_t
-      rank; /* may exceed CR_MAX_RANK if there is trouble; shape then has the first dimensions */
+  /* May exceed CR_MAX_RANK if there is trouble; shape then has the first dimensions. */
+  int32_t rank;
   int32_t shape[CR_MAX_RANK];
   int64_t stride[CR_MAX_RANK];
   int64_t offset; /* in elements */
