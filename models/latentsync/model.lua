@@ -339,12 +339,17 @@ end
 function Model:mark()
   if self.device == 'cpu' then return function() end end
   -- Only one caller may wait for a job, but any number may wait for a task.
+  local job = cr.cuda.mark(self.device)
   local reached = cr.go(function()
-    local at = cr.await(cr.cuda.mark(self.device))
+    local ok, at = pcall(cr.await, job)
     local now = clock()
-    return now - (math.floor(now * 1e6) - at) % 2 ^ 31 * 1e-6
+    return ok, ok and now - (math.floor(now * 1e6) - at) % 2 ^ 31 * 1e-6 or at
   end)
-  return function() return cr.await(reached) end
+  return function()
+    local ok, at = cr.await(reached)
+    if not ok then error(at, 0) end -- told to those who wait, and to nobody if they are gone
+    return at
+  end
 end
 
 -- ---- argument types --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 -- How well lips follow a sound that is heard while it comes, beside a job that hears all of it: SyncNet's confidence of the
--- small model's clip for windows of some sizes and some seconds heard ahead, and how long a window takes on this device.
+-- small model's clip for windows of some sizes and some seconds heard ahead, how long a window takes on this device, and how many
+-- seconds of a processor a mouth does: `live` on a CPU makes 5 a second.
 -- Without a clock: what a window hears is cut off where it would be.
 --
 --     build/crescent tests/bench/live_quality.lua [--windows 16,8,4] [--run-in 0] [--ahead 0,40,100,200] [--spans 8] [--audio A,B]
@@ -57,7 +58,7 @@ local function film(session, maker, sound, path, window, run_in, ahead, span)
   local hearing = hearings.new(session.model.whisper, { span = span, whole = span == 30 })
   local source = { tokens = function(_, frames) return hearing:window(frames) end }
   local sink = media.writer(path, { like = o.video, audio = sound, audio_end = total / 25 })
-  local fed, took, n = 0, 0, 0
+  local fed, took, work, n = 0, 0, 0, 0
   for first = 0, total - 1, window do
     local stop = math.min(x:numel(), (first + window) * 640 + math.floor(ahead * 16000))
     if stop > fed then hearing:feed(x:narrow(1, fed + 1, stop - fed):clone()) end
@@ -68,9 +69,9 @@ local function film(session, maker, sound, path, window, run_in, ahead, span)
       frames[i] = math.min(first - before + i - 1, total - 1)
       numbers[i] = session.idle:index(frames[i])
     end
-    local began = clock()
+    local began, worked = clock(), os.clock()
     local faces = maker:make(numbers, source, frames, o.steps, nil, before)
-    if first > 0 then took, n = took + clock() - began, n + 1 end
+    if first > 0 then took, work, n = took + clock() - began, work + os.clock() - worked, n + 1 end
     for i = 1, math.min(window, total - first) do
       cr.scope(function() sink:write(session.idle:picture(numbers[before + i], faces:select(1, i), 1):to 'cpu') end)
     end
@@ -79,7 +80,7 @@ local function film(session, maker, sound, path, window, run_in, ahead, span)
   sink:close()
   hearing:free()
   x:free()
-  return took / math.max(1, n)
+  return took / math.max(1, n), work / math.max(1, n)
 end
 
 cr.run(function()
@@ -91,21 +92,21 @@ cr.run(function()
     base = base + (r and r.confidence or 0)
     print(('%s, a job: confidence %.3f, offset %d'):format(sound, r and r.confidence or 0, r and r.offset or 0))
   end
-  print ' window run-in  ahead    span   confidence   of a job   offsets   seconds a window'
+  print ' window run-in  ahead    span   confidence   of a job   offsets   seconds a window   processor s a mouth'
   for _, window in ipairs(options.numbers(o.windows)) do
     local session = live.open({ idle = o.video, checkpoint = o.checkpoint, device = o.device, steps = o.steps, frames_per_window = window,
       duration = o.seconds, silence = 'model', quiet = true }, { bytes = print })
     local maker = makers.new(session.model, session.idle, session.settings)
     local function row(run_in, span, ahead)
-      local sum, offsets, took = 0, {}, 0
+      local sum, offsets, took, work = 0, {}, 0, 0
       for i, sound in ipairs(sounds) do
         local path = ('%s/live-%d-%d-%d-%d-%d.mp4'):format(o.out, window, run_in, ahead, span, i)
-        took = film(session, maker, sound, path, window, run_in, ahead / 1000, span)
+        took, work = film(session, maker, sound, path, window, run_in, ahead / 1000, span)
         local r = judged(path)
         sum, offsets[i] = sum + (r and r.confidence or 0), r and r.offset or '-'
       end
-      print(('%7d %6d %4d ms %5d s %12.3f %8.1f %% %9s %18.3f'):format(window, run_in, ahead, span, sum / #sounds,
-        base > 0 and 100 * sum / base or 0, table.concat(offsets, ' '), took))
+      print(('%7d %6d %4d ms %5d s %12.3f %8.1f %% %9s %18.3f %20.3f'):format(window, run_in, ahead, span, sum / #sounds,
+        base > 0 and 100 * sum / base or 0, table.concat(offsets, ' '), took, work / window))
       io.stdout:flush()
     end
     for _, run_in in ipairs(options.numbers(o.run_in)) do
