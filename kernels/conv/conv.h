@@ -82,9 +82,9 @@ enum { CRK_CONV_HOPPER_TILES = 3 };
 bool crk_conv_hopper_takes(const crk_conv *c, int64_t tile);
 int crk_conv_hopper(const crk_conv *c, int32_t tile);
 
-/* The convolution by our own kernels for f32 without TF32 and small images: one group, channels a
- * multiple of 4, any strides of out and residual. CR_EUNSUPPORTED, with nothing queued, for all
- * others (see small_f32.cu). */
+/* The convolution by our own kernels for f32 without TF32 and small images (small_f32.cu): one
+ * group, channels a multiple of 4, any strides of out and residual. Returns CR_EUNSUPPORTED, with
+ * nothing queued, for all others. */
 int crk_conv_small_f32(const crk_conv *c);
 
 /* The convolution on a Hopper, by the kernels of lines_hopper.h: 3x3 windows of stride 1 with at

@@ -1,15 +1,17 @@
-/* Convolutions in full f32 (no TF32) on small images: those of the face networks, one or a few
+/* Convolutions in full f32 (no TF32) on small images, as the face networks have them: one or a few
  * frames at a time.
  *
- * cuDNN's f32 engines work on planes: each call turns x, the weight and out into planes and back,
- * and takes tiles of which such an image has a dozen for 132 multiprocessors. Here an implicit
- * GEMM reads channels-last memory as it lies, and the threads of a block share out the sum over k,
- * so that a small image keeps them busy.
+ * cuDNN's f32 engines work in NCHW: each call converts x and the weight to NCHW and the result back
+ * to NHWC. Their tiles are so large that such an image has only a dozen of them for 132
+ * multiprocessors. Here an implicit GEMM reads NHWC memory directly, and the threads of a block
+ * split the sum over k among themselves (split-K inside the block), so that a small image keeps
+ * them busy.
  *
- * Invariants: f32; one group; C a multiple of 4; pixels of x are dense runs of C numbers at
- * multiples of 16 bytes, the weight [O kh kw C] is dense. out and residual may have any strides,
- * and residual may be out: an element of out is written by the thread that has read the residual at
- * the same index. Each sum is formed in an order that depends on the sizes alone. */
+ * Invariants: all data are f32. There is one group. C is a multiple of 4. The C numbers of a pixel
+ * of x are adjacent and start at a multiple of 16 bytes. The weight [O kh kw C] is dense. out and
+ * residual may have any strides, and residual may be out: an element of out is written by the
+ * thread that has read the residual at the same index. Each sum is added up in an order that
+ * depends only on the sizes. */
 #include "conv/conv.h"
 #include "device/tensor_core.h"
 
@@ -24,21 +26,25 @@ typedef struct problem {
 
 enum { BLK_K = 16, PITCH = BLK_K + 4, STAGES = 2, THREADS = 256 };
 
-/* Tile BLK_M positions x BLK_N results; grid: x tiles of positions, y tiles of results. GROUPS of
- * threads take every GROUPS-th BLK_K of k, each with STAGES of its own, and add up in the end. A
- * thread holds TM x TN sums, of rows and columns that lie BLK_M / TM and BLK_N / TN apart: then
- * eight neighbouring threads read eight neighbouring rows, which PITCH puts into different banks.
- */
+/* A block computes a tile of BLK_M positions x BLK_N output channels; grid: x tiles of positions,
+ * y tiles of channels. Its threads form GROUPS groups. Each group computes every GROUPS-th block of
+ * BLK_K of k with STAGES pipeline stages of its own; at the end the sums of the groups are added. A
+ * thread holds TM x TN sums. Its rows are BLK_M / TM apart and its columns BLK_N / TN: so eight
+ * neighbouring threads read eight neighbouring rows, which PITCH puts into different banks. */
 template <int BLK_M, int BLK_N, int TM, int TN>
 __global__ void __launch_bounds__(THREADS)
     conv_small_f32_kernel(float *out, const float *x, const float *weight, const float *bias,
                           const float *residual, const float *slope, problem p) {
   constexpr int ACROSS = BLK_N / TN, GROUP = BLK_M / TM * ACROSS, GROUPS = THREADS / GROUP;
   constexpr int ROWS = BLK_M + BLK_N, STEP = GROUP / 4, LOADS = ROWS / STEP;
-  static_assert(BLK_M % STEP == 0 && ROWS % STEP == 0, "a thread's rows are of one matrix each");
+  static_assert(BLK_M % STEP == 0 && ROWS % STEP == 0,
+                "each load of a thread belongs to one matrix");
+  /* (GROUPS, STAGES, BLK_M + BLK_N, BLK_K): rows of x, then rows of the weight */
   __shared__ __align__(16) float memory[GROUPS][STAGES][ROWS][PITCH];
+  /* (GROUPS, BLK_M, BLK_N), in the memory of the stages */
   float(*sums)[BLK_M][BLK_N + ACROSS] = (float(*)[BLK_M][BLK_N + ACROSS]) memory;
-  static_assert(sizeof memory >= sizeof(float) * GROUPS * BLK_M * (BLK_N + ACROSS), "they fit in");
+  static_assert(sizeof memory >= sizeof(float) * GROUPS * BLK_M * (BLK_N + ACROSS),
+                "the sums fit into the stages");
 
   const int group = threadIdx.x / GROUP, lane = threadIdx.x % GROUP;
   const int row = lane / 4, piece = lane % 4 * 4;
@@ -46,8 +52,8 @@ __global__ void __launch_bounds__(THREADS)
   const uint32_t first_m = blockIdx.x * BLK_M;
   const int32_t first_n = blockIdx.y * BLK_N;
 
-  /* Where this thread's rows begin: of positions the corner of the window. A row past the end gets
-   * a place that fails every bounds check. */
+  /* The first element of each of this thread's rows; for a position, y0 and x0 are the corner of
+   * its window. A row past the end gets coordinates that fail every bounds check. */
   const float *from[LOADS];
   int32_t y0[LOADS], x0[LOADS];
 #pragma unroll
@@ -67,7 +73,7 @@ __global__ void __launch_bounds__(THREADS)
     }
   }
 
-  /* The tap and channel of this thread's piece of the next BLK_K of its group. */
+  /* The tap (kx, ky) and channel c of the 4 numbers that this thread loads next, at k. */
   int32_t k = group * BLK_K + piece, c = k % p.c, kx = k / p.c % p.kw, ky = k / p.c / p.kw;
   auto load = [&](int stage) {
     const bool more = k < k_size;
@@ -93,6 +99,7 @@ __global__ void __launch_bounds__(THREADS)
       if (++kx == p.kw) kx = 0, ky++;
   };
 
+  /* ---- main loop ---- */
   const int tm = lane / ACROSS, tn = lane % ACROSS;
   const int steps = (k_size + GROUPS * BLK_K - 1) / (GROUPS * BLK_K);
   float sum[TM][TN] = {};
@@ -128,9 +135,9 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
   }
 
-  /* All sums go to shared memory, so that every thread of the block finishes some: those of one
-   * column, neighbours in out beside its neighbours'. The loop stays a loop, since 32 copies of all
-   * activations would take longer to fetch than the sums took to form. */
+  /* ---- epilogue: all sums go to shared memory, and every thread of the block finishes some of
+   * one column; neighbouring threads write neighbouring elements of out. The loop is not unrolled:
+   * fetching the instructions of 32 copies of all activations would take longer than the sums. */
 #pragma unroll
   for (int i = 0; i < TM * TN; i++)
     sums[group][tm + i / TN * (BLK_M / TM)][tn + i % TN * ACROSS] = sum[i / TN][i % TN];
@@ -161,8 +168,8 @@ static void launch(const crk_conv *c, const problem *p) {
       crk_conv_data<float>(c->slope), *p);
 }
 
-/* Blocks of 64 x 64 for each multiprocessor, above which the library's tiles are full and its
- * turning of the data costs little beside the sums. */
+/* The number of 64 x 64 tiles for each multiprocessor above which the library is faster: its tiles
+ * are then full, and its layout conversions cost little compared with the sums. */
 enum { BLOCKS_EACH = 16 };
 
 int crk_conv_small_f32(const crk_conv *c) {

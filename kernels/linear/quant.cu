@@ -1,16 +1,16 @@
-/* Products of codes: quant_linear and quant_linear_geglu of the table.
+/* GEMMs of codes: quant_linear of the table.
  *
- * On a Hopper, kernels of our own do all in one (gemm_hopper.h), or, of E4M3, the library, which
- * takes the scales of rows and columns (as outer vectors), bias and residual along too: the search
- * times them and keeps the fastest under the sizes; without it, and in a recording of sizes that
- * are not known, ours are taken. CR_FP8_OWN=0 leaves E4M3 to the library, 1 and 2 take our wide and
- * narrow tiles wherever they fit, for measuring.
+ * On a Hopper our own kernels do everything at once (gemm_hopper.h). For E4M3 so does the library,
+ * which takes scales of rows and columns (as outer vectors), bias and residual. The search times
+ * them and keeps the fastest for these sizes; without it, and in a recording of unknown sizes, ours
+ * are used. CR_FP8_OWN=0 leaves E4M3 to the library, and 1 to 3 use our wide, narrow and ping-pong
+ * tiles wherever they fit, for measurements.
  *
- * int8 elsewhere, and of sizes that these do not take, goes through the kernel that all cards have
- * (device/implicit_gemm_int8.h). E4M3 elsewhere: other cards' libraries know no scales of rows, and
- * none takes inner sizes that are not multiples of 16, so the bare sums come out as f32 - of the
- * library, or of f32 products of decoded numbers - and one pass of our own does the rest. int4 is
- * expanded into memory of its own, which is given back at once, for the product of x's dtype. */
+ * int8 on other cards, and of sizes that these do not take, uses the kernel for all cards
+ * (device/implicit_gemm_int8.h). E4M3 on other cards: their libraries have no scales of rows, and
+ * none takes a K that is not a multiple of 16. So the plain sums are computed in f32, by the
+ * library or by f32 GEMMs of decoded numbers, and one pass of our own does the rest. int4 is
+ * expanded into temporary memory for the GEMM of x's dtype. */
 #include <initializer_list>
 #include <stdio.h>
 
@@ -26,12 +26,13 @@ template <typename T> struct scaled_args {
   T *out;
   const float *y, *row_scale, *column_scale;
   const T *bias, *residual;
-  int64_t packs, total; /* of a row, of all */
+  int64_t packs, total; /* of a row; of all rows */
   int32_t act;
 };
 
-/* out = act(y * (row_scale column_scale) + bias) + residual; y f32 and all others dense [M N]. N
- * neighbouring numbers a thread, neighbours in a warp: whole sectors. Memory-bound. */
+/* out = act(y * (row_scale column_scale) + bias) + residual; y is f32, and everything is dense [M
+ * N]. N neighbouring numbers a thread, neighbours in a warp, so that whole sectors are accessed.
+ * Memory-bound. */
 template <typename T, int N> __global__ void scaled_kernel(scaled_args<T> p) {
   typedef crk_pack<T, N> pack;
   typedef crk_pack<float, N> floats;
@@ -73,13 +74,13 @@ template <typename T> static void launch_scaled(crk_device *d, const crk_gemm *p
     scaled_kernel<T, 1><<<blocks, 256, 0, d->stream>>>(args);
 }
 
-/* By type; ends with what was launched. */
+/* Launches it for p's dtype. */
 static int finish_scaled(crk_device *d, const crk_gemm *p, float *y) {
   CRK_FLOAT_TYPES(p->name, p->dtype, launch_scaled<T>(d, p, y));
   return crk_launched(p->name, d);
 }
 
-/* By the library's own scales; CRK_NOT_TAKEN where it has none for this. */
+/* The GEMM with the library's own scales; CRK_NOT_TAKEN where it has none for this one. */
 static int scaled(crk_device *d, const crk_gemm *p) {
   if (d->major != 9 || p->dtype == CR_F32) return CRK_NOT_TAKEN;
   int steps = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, p->act != CR_ACT_NONE, p->residual.p);
@@ -88,7 +89,7 @@ static int scaled(crk_device *d, const crk_gemm *p) {
     crk_gemm_split(p, steps, &first, &rest);
     bool more = rest.bias || rest.act != CR_ACT_NONE || rest.residual.p;
     cr_storage *y = NULL;
-    if (rest.residual.p == p->out.p) { /* which the product would write over */
+    if (rest.residual.p == p->out.p) { /* which the GEMM would overwrite */
       y = cr__storage_new(p->m * p->n * cr_dtype_size(p->dtype), d->device);
       if (!y) return CR_ENOMEM;
       first.out.p = y->data;
@@ -101,7 +102,7 @@ static int scaled(crk_device *d, const crk_gemm *p) {
   }
 }
 
-/* Bare sums, then everything else. */
+/* Plain sums, then everything else in one pass. */
 static int unscaled(crk_device *d, const crk_gemm *p) {
   cr_storage *y = cr__storage_new(p->m * p->n * 4, d->device);
   if (!y) return CR_ENOMEM;
@@ -135,7 +136,7 @@ static int unscaled(crk_device *d, const crk_gemm *p) {
   return rc;
 }
 
-/* int8 by the kernel of all cards. */
+/* int8 by the kernel for all cards. */
 template <typename T> static int launch_general(crk_device *d, const crk_gemm *p) {
   crk_implicit_gemm_int8 q = {};
   q.x = (const int8_t *)p->a.p, q.w = (const int8_t *)p->b.p;
@@ -158,7 +159,7 @@ static int general(crk_device *d, const crk_gemm *p) {
 
 /* ---- the choice between them ---- */
 
-/* The candidates, under whose numbers the store remembers one: tiles, then the library. */
+/* The candidates, whose numbers the store remembers: the tiles, then the library. */
 enum { LIBRARY = CRK_TILE_PINGPONG + 1, CANDIDATES };
 
 static int run_candidate(void *arg, int i) {
@@ -181,7 +182,8 @@ static void key_text(const crk_device *d, const crk_gemm *p, char *text) {
            p->a_scale != NULL);
 }
 
-/* Unmeasured: the narrow tiles where the wide ones leave half of the card idle. */
+/* The choice without measurements: the narrow tile where the wide one would leave half of the card
+ * idle. */
 static int unmeasured(const crk_device *d, const crk_gemm *p) {
   return crk_ceil_div(p->m, 128) * crk_ceil_div(p->n, 160) * 2 <= d->multiprocessors
              ? CRK_TILE_NARROW
@@ -199,8 +201,8 @@ static int choose(crk_device *d, const crk_gemm *p) {
   return i < 0 ? unmeasured(d, p) : i;
 }
 
-/* In one kernel of our own or by the library; CRK_NOT_TAKEN if neither has one. Steps that the
- * card's options want apart are left to the library. */
+/* The GEMM in one kernel of our own, or by the library; CRK_NOT_TAKEN if neither can do it. Steps
+ * whose fusion is disabled are left to the library. */
 static int on_hopper(crk_device *d, const crk_gemm *p) {
   bool together = crk_fused_steps(d, CRK_FUSE_LINEAR, p->bias, false, p->residual.p != NULL) == 3;
   if (!together || !crk_gemm_quant_takes(d, p)) return scaled(d, p);
@@ -211,7 +213,7 @@ static int on_hopper(crk_device *d, const crk_gemm *p) {
   return run_candidate(&j, i);
 }
 
-/* int8, with an activation in a pass behind the fast kernels, which must not have written over a
+/* int8, with an activation in a pass after the fast kernels; these must not have overwritten the
  * residual then. */
 static int by_int8(crk_device *d, const crk_gemm *p) {
   bool apart = p->act != CR_ACT_NONE;
@@ -225,7 +227,8 @@ static int by_int8(crk_device *d, const crk_gemm *p) {
   return apart ? crk_gemm_epilogue(d, &rest, &p->out) : CR_OK;
 }
 
-typedef struct made { /* on the way, freed at the end: what reads them is queued by then */
+typedef struct made { /* temporary tensors, freed at the end: the work that reads them is queued by
+                         then */
   cr_tensor bias, residual, out;
 } made;
 
@@ -259,7 +262,7 @@ static int run(crk_device *d, cr_tensor *out, const cr_tensor *x, const cr_tenso
   return rc >= 0 && to != out ? cr_copy(out, to) : rc;
 }
 
-/* A weight in int4, expanded to x's dtype. */
+/* An int4 weight, expanded to x's dtype. */
 static int by_int4(cr_tensor *out, const cr_tensor *x, const cr_tensor *weight,
                    const cr_tensor *weight_scale, const cr_tensor *bias, const cr_tensor *residual,
                    int32_t act) {
