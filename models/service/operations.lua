@@ -257,7 +257,7 @@ return {
     params = { id = id, number = { type = 'integer', minimum = 1, maximum = 9999 } },
     summary = 'Returns the portrait of a person that a job of kind faces found.',
     answers = { [200] = image, [206] = image }, problems = { 404, 409, 416 }, run = person },
-  { id = 'live', method = 'GET', path = '/v1/live', summary = 'A live session over a WebSocket: sound in while frames come out.',
+  { id = 'live', method = 'GET', path = '/v1/live', summary = 'A live session over a WebSocket: sound in, frames out.',
     description = 'The messages: "Live" in scripts/README.md.',
     answers = { [101] = { description = 'the WebSocket' } }, problems = { 404, 426 },
     run = function(call)

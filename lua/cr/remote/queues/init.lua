@@ -1,5 +1,5 @@
---- Queues of jobs that others keep: sqs://NAME, redis://HOST/DB?stream=NAME&group=NAME. A further one is a file here, named
---- as its scheme, that returns open(url, options) -> Queue.
+--- Queues of jobs on other servers: sqs://NAME, redis://HOST/DB?stream=NAME&group=NAME. Another one is a file here, named
+--- like its scheme, whose open(url, options) returns a Queue; its name also stands in KINDS.
 --
 -- A queue hands a message to one worker for a time, the lease; who works on extends it. A message whose lease has ended
 -- goes to somebody else. Nothing is lost, and a message may come twice.
