@@ -90,7 +90,7 @@ __device__ __forceinline__ void probabilities64(const float (&s)[8][4], uint32_t
       for (int h = 0; h < 2; h++) {
         const int i = 2 * j + h;
         float x0 = fmaf(s[j][2 * h], scale, -m[h]), x1 = fmaf(s[j][2 * h + 1], scale, -m[h]);
-        bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* POLY of 16, evenly spread */
+        bool polynomial = i * POLY / 16 != (i + 1) * POLY / 16; /* POLY of each 16, evenly spaced */
         float e0 = polynomial ? exp2_polynomial(x0) : exp2_fast(x0), e1 = exp2_fast(x1);
         if (l) sum[h] += e0 + e1;
         p[j][h] = crk_pair<T>(e0, e1);

@@ -26,6 +26,31 @@ typedef struct problem {
 
 enum { BLK_K = 16, PITCH = BLK_K + 4, STAGES = 2, THREADS = 256 };
 
+/* Epilogue: adds the sums of the groups, then bias, activation and residual. Every thread of the
+ * block finishes some elements of one column; neighbouring threads write neighbouring elements of
+ * out. The loop is not unrolled: fetching the instructions of 32 copies of all activations would
+ * take longer than the sums. */
+template <int BLK_M, int BLK_N, int GROUPS, int WIDTH>
+__device__ __forceinline__ void finish(float (*sums)[BLK_M][WIDTH], float *out, const float *bias,
+                                       const float *residual, const float *slope, const problem &p,
+                                       uint32_t first_m, int32_t first_n) {
+  const int32_t n = threadIdx.x % BLK_N, o = first_n + n;
+  if (o >= p.o) return;
+  const float shift = bias ? bias[o] : 0.0f, leak = slope ? slope[o] : 0.0f;
+#pragma unroll 1
+  for (int r = threadIdx.x / BLK_N; r < BLK_M; r += THREADS / BLK_N) {
+    const uint32_t m = first_m + r;
+    if (m >= p.positions) break;
+    float v = sums[0][r][n];
+#pragma unroll
+    for (int g = 1; g < GROUPS; g++) v += sums[g][r][n];
+    const crk_position at = crk_position_of(m, p.oh, p.ow);
+    v = crk_act(v + shift, p.act, leak);
+    if (residual) v += residual[at.n * p.sr[0] + at.y * p.sr[1] + at.x * p.sr[2] + o * p.sr[3]];
+    out[at.n * p.so[0] + at.y * p.so[1] + at.x * p.so[2] + o * p.so[3]] = v;
+  }
+}
+
 /* A block computes a tile of BLK_M positions x BLK_N output channels; grid: x tiles of positions,
  * y tiles of channels. Its threads form GROUPS groups. Each group computes every GROUPS-th block of
  * BLK_K of k with STAGES pipeline stages of its own; at the end the sums of the groups are added. A
@@ -135,28 +160,12 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
   }
 
-  /* ---- epilogue: all sums go to shared memory, and every thread of the block finishes some of
-   * one column; neighbouring threads write neighbouring elements of out. The loop is not unrolled:
-   * fetching the instructions of 32 copies of all activations would take longer than the sums. */
+  /* ---- epilogue ---- */
 #pragma unroll
   for (int i = 0; i < TM * TN; i++)
     sums[group][tm + i / TN * (BLK_M / TM)][tn + i % TN * ACROSS] = sum[i / TN][i % TN];
   __syncthreads();
-  const int32_t n = threadIdx.x % BLK_N, o = first_n + n;
-  if (o >= p.o) return;
-  const float shift = bias ? bias[o] : 0.0f, leak = slope ? slope[o] : 0.0f;
-#pragma unroll 1
-  for (int r = threadIdx.x / BLK_N; r < BLK_M; r += THREADS / BLK_N) {
-    const uint32_t m = first_m + r;
-    if (m >= p.positions) break;
-    float v = sums[0][r][n];
-#pragma unroll
-    for (int g = 1; g < GROUPS; g++) v += sums[g][r][n];
-    const crk_position at = crk_position_of(m, p.oh, p.ow);
-    v = crk_act(v + shift, p.act, leak);
-    if (residual) v += residual[at.n * p.sr[0] + at.y * p.sr[1] + at.x * p.sr[2] + o * p.sr[3]];
-    out[at.n * p.so[0] + at.y * p.so[1] + at.x * p.so[2] + o * p.so[3]] = v;
-  }
+  finish<BLK_M, BLK_N, GROUPS>(sums, out, bias, residual, slope, p, first_m, first_n);
 }
 
 template <int BLK_M, int BLK_N, int TM, int TN>

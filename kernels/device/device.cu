@@ -307,7 +307,7 @@ static int64_t device_record(int32_t device) {
 
 void crk_at_reset(crk_forget *forget) { forget_memory = forget; }
 
-/* Drops what is kept of a card outside of its state, before a reset. */
+/* Before a reset: forgets the data of a card that are kept outside its crk_device. */
 static void forget(crk_device *d, bool fault) {
   if (forget_memory) forget_memory(d, fault);
   d->graphs = 0;

@@ -131,7 +131,7 @@ int crk_yuv_to_rgb(cr_tensor *out, const cr_tensor *x, const cr_yuv *f) {
   return cr__image_end(&images, rc, out);
 }
 
-/* ---- and back -------------------------------------------------------------------------------- */
+/* ---- RGB to YUV ------------------------------------------------------------------------------ */
 
 /* One thread for each column of chroma, a row of pixels at a time: the luma of its one or two
  * pixels, and U and V filtered along the row, with 2^7 for each level, into lines [2 height w].

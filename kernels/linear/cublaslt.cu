@@ -170,7 +170,7 @@ static cublasStatus_t set_pointers(plan *q, const crk_gemm *p) {
                                         &p->a_scale, sizeof p->a_scale);
 }
 
-/* The library's proposals, best first. Returns how many; 0 if it takes no such GEMM. */
+/* The library's proposals, best first. Returns how many; 0 if it supports no such GEMM. */
 static int propose(cublasLtHandle_t lt, const plan *p, int most,
                    cublasLtMatmulHeuristicResult_t *results) {
   cublasLtMatmulPreference_t preference;
@@ -206,16 +206,17 @@ static int propose(cublasLtHandle_t lt, const plan *p, int most,
   return n;
 }
 
-/* Adds proposals after the first n: those for a few more rows. The library has favourites for round
- * sizes, sometimes a single one, that are not always the fastest. Returns how many it adds. */
-static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_gemm *product, int most,
+/* Adds proposals after the first n: those for GEMMs with a few more rows. For round sizes the
+ * library may propose only a few algorithms, sometimes a single one, that are not always the
+ * fastest. Returns how many it adds. */
+static int propose_more(cublasLtHandle_t lt, const plan *p, const crk_gemm *gemm, int most,
                         cublasLtMatmulHeuristicResult_t *results, int n) {
   if (p->key.batch > 1 || p->key.a_transposed) return 0;
   plan other = {};
   other.key = p->key;
   other.key.m += 8;
   int more = 0, added = 0;
-  if (!describe(&other) && !set_pointers(&other, product))
+  if (!describe(&other) && !set_pointers(&other, gemm))
     more = propose(lt, &other, most, results + n);
   plan_clear(&other);
   for (int i = n; i < n + more; i++) {
@@ -254,7 +255,7 @@ static cublasStatus_t call(cublasLtHandle_t lt, const crk_device *d, const plan 
 typedef struct trial {
   crk_device *d;
   const plan *plan;
-  const crk_gemm *product;
+  const crk_gemm *gemm;
   void *out, *workspace;
   const cublasLtMatmulHeuristicResult_t *results;
 } trial;
@@ -262,7 +263,7 @@ typedef struct trial {
 static int run_trial(void *arg, int i) {
   const trial *t = (const trial *)arg;
   const cublasLtMatmulHeuristicResult_t *r = &t->results[i];
-  return call(t->d->lt, t->d, t->plan, t->product, t->out, &r->algo, t->workspace, r->workspaceSize)
+  return call(t->d->lt, t->d, t->plan, t->gemm, t->out, &r->algo, t->workspace, r->workspaceSize)
              ? CR_EUNSUPPORTED
              : CR_OK;
 }

@@ -19,7 +19,7 @@
 
 #define LARGE_ALIGN                                                                                \
   ((int64_t)16 << 10) /* of large blocks: a request that is a few per cent larger still fits */
-#define IDLE_FLOOR ((int64_t)32 << 20) /* that may always be idle */
+#define IDLE_FLOOR ((int64_t)32 << 20) /* so many bytes may always be idle */
 #define COLLECT_FLOOR                                                                              \
   ((int64_t)256 << 20) /* growth of live bytes that triggers a garbage collection */
 #define COLLECT_CEILING ((int64_t)2048 << 20) /* the most that it may be */
@@ -141,7 +141,7 @@ static int memory_new(cr_storage *s, int64_t bytes) {
 static void memory_free(cr_storage *s) {
   pthread_mutex_lock(&lock);
   block *b = (block *)s->owner;
-  if (b) { /* else a reset has freed it */
+  if (b) { /* otherwise a reset has already freed it */
     card *c = &cards[s->device - CR_CUDA];
     crk_count_add(&c->count, b->tag, -s->bytes, -1);
     crk_block_list_remove(&c->live, b);

@@ -188,8 +188,9 @@ static int copy_down(cr_tensor *out, const cr_tensor *x) {
   return rc;
 }
 
-/* Copies from one card to another, directly where the machine can. The stream in use of each card
- * waits for the other's, x's too, because x may be freed at once. */
+/* Copies from one card to another, directly where the machine supports it. The current streams of
+ * the two cards wait for each other: x's stream waits for the copy, too, because x may be freed
+ * right after this call. */
 static int send(const cr_tensor *out, const cr_tensor *x) {
   CRK_DEVICE(from, "copy", x);
   const void *source = crk_ptr(x);
