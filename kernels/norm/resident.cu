@@ -48,6 +48,44 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
 }
 
+/* Adds the sums of the lines to `parts` partial sums of each channel, if that is fewer. */
+__device__ __forceinline__ void add_partials(const resident &r, const float *sums, float *partials,
+                                             const int n) {
+  if (r.parts < r.lines) {
+    for (int i = threadIdx.x; i < r.parts * n; i += r.threads) {
+      int c = i % n, part = i / n;
+      float a = 0, b = 0;
+      for (int k = part * r.lines / r.parts; k < (part + 1) * r.lines / r.parts; k++) {
+        a += sums[k * n + c];
+        b += sums[(r.lines + k) * n + c];
+      }
+      partials[i] = a;
+      partials[r.parts * n + i] = b;
+    }
+    __syncthreads();
+  }
+}
+
+/* Mean and 1 / sqrt(var + eps) of each group, a warp for each. */
+__device__ __forceinline__ void group_moments(const crk_group_work &w, const resident &r,
+                                              double2 *moments, const float *partials,
+                                              const double *pivots, const int n, const int size,
+                                              int rows) {
+  for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
+    double sum = 0, square = 0, pivot = pivots[g * size];
+    for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
+      int part = i / size, c = g * size + i % size;
+      double a = partials[part * n + c], b = partials[(r.parts + part) * n + c];
+      double off = pivots[c] - pivot, m = part == 0 ? rows : 0;
+      sum += a + m * off;
+      square += b + off * (2 * a + m * off);
+    }
+    sum = crk_warp_sum(sum);
+    square = crk_warp_sum(square);
+    if (threadIdx.x % 32 == 0) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
+  }
+}
+
 /* One slice. All its rows of x are copied to shared memory at once; each thread later reads what it
  * has copied itself, so its V channels stay the same. Sums are taken for each channel around a
  * pivot near its mean, then for each group in f64; then the result is computed straight from shared
@@ -117,36 +155,12 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     }
   }
   __syncthreads();
-  if (r.parts < r.lines) {
-    for (int i = threadIdx.x; i < r.parts * n; i += r.threads) {
-      int c = i % n, part = i / n;
-      float a = 0, b = 0;
-      for (int k = part * r.lines / r.parts; k < (part + 1) * r.lines / r.parts; k++) {
-        a += sums[k * n + c];
-        b += sums[(r.lines + k) * n + c];
-      }
-      partials[i] = a;
-      partials[r.parts * n + i] = b;
-    }
-    __syncthreads();
-  }
+  add_partials(r, sums, partials, n);
 
   /* ---- mean and 1 / sqrt(var + eps) of each group, a warp for each; factors of each channel ----
    */
   const int size = n / r.groups;
-  for (int g = threadIdx.x / 32; g < r.groups; g += r.threads / 32) {
-    double sum = 0, square = 0, pivot = pivots[g * size];
-    for (int i = threadIdx.x % 32; i < size * r.parts; i += 32) {
-      int part = i / size, c = g * size + i % size;
-      double a = partials[part * n + c], b = partials[(r.parts + part) * n + c];
-      double off = pivots[c] - pivot, m = part == 0 ? rows : 0;
-      sum += a + m * off;
-      square += b + off * (2 * a + m * off);
-    }
-    sum = crk_warp_sum(sum);
-    square = crk_warp_sum(square);
-    if (threadIdx.x % 32 == 0) moments[g] = crk_moments(sum, square, r.inverse_n, pivot, w.eps);
-  }
+  group_moments(w, r, moments, partials, pivots, n, size, rows);
   __syncthreads();
   for (int c = threadIdx.x; c < n; c += r.threads) {
     crk_affine a = crk_group_channel<sizeof(T) == 2>(moments[c / size], table[c], table[n + c],
