@@ -122,7 +122,7 @@ end
 
 --- torch's repeat, which is a word of Lua: x:repeat_(2, 1) is x:tile(2, 1).
 --- @return Tensor
-methods.repeat_ = methods.tile
+function methods:repeat_(...) return self:tile(...) end
 
 --- Each element of dimension d (all in row-major order) n times.
 --- @return Tensor

@@ -168,7 +168,16 @@ local function is_ambiguous(entry)
   return false
 end
 
+-- The line of an operation that runs as it stands.
+local function line_of(entry)
+  local prefix = entry.owner == 'tensor' and '' or in_cr(entry) and 'cr.' or entry.module == 'nn' and 'nn.'
+  local text = prefix and entry.name and require 'cr.tools.help_lines'.text(prefix .. entry.name)
+  return text and row('example', text)
+end
+
 local function example(entry)
+  local line = line_of(entry)
+  if line then return line end
   if not entry.name or own_example(entry) then return nil end
   local plain = entry.owner == 'tensor' and ('  %-12s y = x:%s%s'):format('example', entry.name, entry.args) or nil
   if plain and is_ambiguous(entry) then return plain end

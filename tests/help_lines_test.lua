@@ -1,0 +1,62 @@
+--- Examples of help: each line runs and gives what it says; operations, and what a laboratory asks for, have one.
+
+local t = require 'tests.support.tap'
+local cr = require 'cr'
+local help = require 'cr.tools.help'
+local lines = require 'cr.tools.help_lines'
+
+local by_name = lines.by_name()
+
+t.test('each line gives what help says that it gives', function()
+  local count, compared = 0, 0
+  for name, line in pairs(by_name) do
+    cr.scope(function()
+      local ok, result = pcall(lines.result, line.code)
+      t.ok(ok, ('%s: %s: %s'):format(name, line.code, tostring(result)))
+      if line.result ~= '' then
+        t.equal(result, line.result, name)
+        compared = compared + 1
+      end
+    end)
+    count = count + 1
+  end
+  local _, written = lines.lines:gsub('\n', '\n')
+  t.equal(count, written, 'no name twice')
+  t.ok(compared > 200, compared .. ' results')
+end)
+
+-- What is asked of a laboratory at the prompt, by kind.
+local ASKED = [[
+index_select gather masked_fill nonzero where cr.where add_ sub_ mul_ div_ zero_ clamp_ lerp cr.zeros_like cr.ones_like cr.full_like
+cr.rand_like cr.randn_like cr.empty_like cr.eye cr.linspace cr.randint cr.randperm normal_ uniform_ size repeat_ tile chunk split unbind
+flip roll movedim cr.stack sign atan2 log2 log1p expm1 isnan isinf isfinite nan_to_num softplus leaky_relu mish log_softmax softmax
+logical_and logical_or any all equal allclose prod norm median quantile logsumexp min max min_at max_at argmin argmax cumsum sort argsort
+topk histc diff std var cr.einsum dot outer bmm diag tril triu cr.rfft cr.irfft nn.conv1d nn.conv_transpose2d nn.avg_pool2d nn.rms_norm
+nn.embedding nn.grid_sample nn.pixel_shuffle nn.pad nn.interpolate nn.attention nn.mse_loss nn.l1_loss nn.ssim float half bfloat16 long
+bool cpu cr.lincomb
+]]
+
+t.test('what is asked for has help, with its line', function()
+  for name in ASKED:gmatch '%S+' do
+    local text, found, near = help.text(name:find '%.' and name or 'x:' .. name)
+    local line = by_name[name]
+    if t.ok(found and not near and line, name .. ' has no help or no line') then
+      -- (help breaks long lines)
+      t.ok(text:gsub('%s+', ' '):find(line.code:gsub('%s+', ' '), 1, true), name .. ': help is without its line')
+    end
+  end
+end)
+
+t.test("operations of the page's table have a line", function()
+  local page = assert(io.open(cr.root .. '/lua/README.md')):read '*a'
+  local rows = page:match '<!%-%- begin operations %-%->(.-)<!%-%- end operations %-%->'
+  for name in rows:gmatch '`([%w_.]+)`' do t.ok(by_name[name], name .. ' has no line in lua/cr/tools/help_lines.lua') end
+end)
+
+t.test('an example is code, and not a text that names the function', function()
+  for _, name in ipairs { 'x:gather', 'x:index_select', 'nn.attention' } do
+    t.ok(not help.text(name):find('absent.lua', 1, true), name)
+  end
+end)
+
+t.done()
