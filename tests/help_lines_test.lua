@@ -47,6 +47,21 @@ t.test('what is asked for has help, with its line', function()
   end
 end)
 
+t.test('methods of sampling, and their options, have help by their names', function()
+  local names = [[apg cfgpp zero_star pag fora deepcache tea dpmpp_2s_ancestral dpmpp_sde kdpm2 sa_solver er_sde res_multistep
+    gradient_estimation restart ddim euler_ancestral cr.kernel cr.fuse cuda.source guidance.new guidance.wrap cache.plan cache.wrap
+    schedulers.load solver.class solver.extend sample:compare sample:diff cr.save cr.load]]
+  for name in names:gmatch '%S+' do
+    local text, found, near = help.text(name)
+    t.ok(found and not near and #text > 60, name)
+  end
+  local options = { sigmas = 'ddim', timesteps = 'ddim', begin_index = 'ddim', s_noise = 'ddim', eta = 'ddim', momentum = 'apg' }
+  for option, method in pairs(options) do
+    local text = help.text(option)
+    t.ok(text:find(("as in '%s:%s=...'"):format(method, option), 1, true), option .. ': ' .. text)
+  end
+end)
+
 t.test("operations of the page's table have a line", function()
   local page = assert(io.open(cr.root .. '/lua/README.md')):read '*a'
   local rows = page:match '<!%-%- begin operations %-%->(.-)<!%-%- end operations %-%->'

@@ -354,6 +354,20 @@ local function scheduler_help(name)
   return text, found
 end
 
+-- What an option of schedulers and guidance methods is: 'sigmas', 'eta'.
+local function option_help(name)
+  local lines = {}
+  for kind, module in pairs { schedulers = require 'cr.schedulers', ['guidance methods'] = require 'cr.guidance' } do
+    local method = module.having(name)
+    if method then
+      local line = module.help(method):match('\n(  ' .. name .. '%f[%s][^\n]*)')
+      lines[#lines + 1] = ("%s is an option of %s, as in '%s:%s=...':\n%s"):format(name, kind, method, name, line)
+    end
+  end
+  table.sort(lines)
+  return #lines > 0 and table.concat(lines, '\n') or nil
+end
+
 local function list_of_modules()
   local lines = {}
   for _, entry in ipairs(index) do
@@ -438,7 +452,8 @@ function M.text(name)
   name = name:gsub(':', '.'):gsub('%(.*', '')
   local c = candidates(name)
   if c.exact or #c.found == 0 and #c.modules > 0 then return module_text(c.modules), true end
-  if #c.found > 0 then return functions_text(c.found), true end
+  local option = name:find '^[%w_]+$' and not of_variable and option_help(name)
+  if #c.found > 0 then return (option and option .. '\n\n' or '') .. functions_text(c.found), true end
   -- A variable is a tensor's, unless it is called as the objects of a class are: sample:diff.
   local of_class = {}
   for _, entry in ipairs(of_variable and c.others or {}) do
@@ -447,6 +462,7 @@ function M.text(name)
   if #of_class > 0 then return functions_text(of_class), true end
   if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
   if #c.others > 0 then return functions_text(c.others), true end
+  if option then return option, true end
   local absent = require 'cr.tensor.absent'
   for _, group in ipairs { 'methods', 'functions', 'layers', 'cards' } do
     local instead = absent[group][name:match '[^.]*$']
