@@ -152,6 +152,12 @@ t.test('a session takes each, with the same latents, and each changes them', fun
       by { cache = cache, scheduler = EXAMPLES .. 'my_scheduler.lua', guidance_method = method }, 0)
     local function euler(o) return schedulers.load('euler', { steps = o.steps }) end
     t.near(by { scheduler = euler }, by { scheduler = 'euler' }, 0, 'a function that makes a scheduler')
+    t.near(by { scheduler = function(o) return schedulers.load('euler', o) end, strength = 0.5 }, by { scheduler = 'euler', strength = 0.5 },
+      0, 'one that hands its options on')
+    t.near(by { scheduler = 'euler: timesteps = [ 900, 400 ]' }, by { scheduler = 'euler', options = { timesteps = { 900, 400 } } }, 0)
+    t.raises(function() by { guidance = { scale = 2, method = 'apg' }, guidance_method = 'cfg' } end,
+      'guidance.method and guidance_method contradict each other')
+    t.raises(function() by { windows = 0 } end, 'sample: windows: a whole number from 1 is needed, not 0')
     t.raises(function() by { scheduler = {} } end, 'a scheduler is a name, a file, a table with timesteps and a function step, or a table')
     t.raises(function() by { sigmas = { 14, 1, 0 } } end, "no option 'sigmas': schedulers have it, as in 'ddim:sigmas=...'")
     t.raises(function() by { cache = cache .. ':0' } end, 'my_cache: expected three numbers of steps')

@@ -7,11 +7,34 @@ local lines = require 'cr.tools.help_lines'
 
 local by_name = lines.by_name()
 
+local function number(v)
+  if v ~= v then return 'nan' end
+  if v == math.huge or v == -math.huge then return v > 0 and 'inf' or '-inf' end
+  return (('%.3g'):format(v):gsub('^%-0$', '0'))
+end
+
+local function shown(v)
+  if cr.is_tensor(v) then v = v:tolist() end
+  if type(v) ~= 'table' then return type(v) == 'number' and number(v) or tostring(v) end
+  local parts, nested = {}, false
+  for i, one in ipairs(v) do
+    parts[i], nested = shown(one), nested or type(one) ~= 'number' and type(one) ~= 'boolean'
+  end
+  return table.concat(parts, nested and '; ' or ' ')
+end
+
+-- What code gives, as the lines have it.
+local function result_of(code)
+  local results = { setfenv(assert(loadstring('return ' .. code)), lines.values())() }
+  for i, v in ipairs(results) do results[i] = shown(v) end
+  return table.concat(results, ' / ')
+end
+
 t.test('each line gives what help says that it gives', function()
   local count, compared = 0, 0
   for name, line in pairs(by_name) do
     cr.scope(function()
-      local ok, result = pcall(lines.result, line.code)
+      local ok, result = pcall(result_of, line.code)
       t.ok(ok, ('%s: %s: %s'):format(name, line.code, tostring(result)))
       if line.result ~= '' then
         t.equal(result, line.result, name)

@@ -209,6 +209,7 @@ t.test('rows are written from tables, lists of tensors go into einsum', function
   t.near(x:flatten(), { 7, 8, 0.5, 4, 5, 1.5 }, 0)
   t.raises(function() x[1] = { 7, 8 } end, 'expand: %[2%] cannot become %[3%]')
   t.near(cr.einsum('ij,kj->ik', { x, x }), x:matmul(x:t()), 1e-5)
+  t.raises(function() return x[{ {}, { 1, 2, 3, 3 } }] end, 'three numbers at most, .* not 4: x:index_select%(2, {...}%)')
   t.raises(function() return x[0] end, 'select: index 0 is not within dimension 1 of %[2 3%]: the first is 1')
   t.raises(function() return x[x] end, "the indices are f32: i64 or i32 is needed, as of x:to 'i64'; a mask is bool, as x:ne%(0%)")
   t.raises(function() x:max(x) end, 'max: dims: of two tensors x:maximum%(y%) and x:minimum%(y%) take each element')

@@ -192,6 +192,7 @@ function Run:sample(o)
   local given = settings.check('sample', o or {}, { 'sample', 'seed', 'quiet' }, { 'windows', 'options', 'progress' })
   local s = setmetatable(given, { __index = self.settings })
   local model, seed, sampler = self.model, s.seed, samplers.new(s)
+  arguments.want('sample: windows', arguments.maybe(arguments.positive), given.windows)
   local count = math.min(given.windows or #self.windows, #self.windows)
   local progress = given.progress or progress_of.new { quiet = given.quiet, unit = 'steps' }
   if not given.progress then progress:expect(count * sampler:steps()) end
@@ -450,9 +451,10 @@ arguments.methods(Run, 'run', {
   free = {}, noise = { arguments.seed }, on = { arguments.table }, sample = { settings_of }, show = { count },
   save = { arguments.any, settings_of },
 })
+local sample = arguments.kind('another sample', function(v) return type(v) == 'table' and type(v.latents) == 'table' end)
 arguments.methods(Sample, 'sample', {
   faces = { arguments.list('a list of places {window, frame}', arguments.list('', arguments.positive, 2, 2)) },
-  pictures = { count }, show = { count }, compare = { arguments.table }, diff = { maybe(arguments.table), count },
+  pictures = { count }, show = { count }, compare = { sample }, diff = { maybe(sample), count },
   save = { arguments.any, maybe(arguments.table) },
 })
 return arguments.guard('session.', M, { new = { arguments.table } })

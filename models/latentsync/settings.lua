@@ -297,6 +297,9 @@ local function unfold_guidance(where, given)
   flat.guidance = nil
   for key, value in pairs(given.guidance) do
     if not GUIDANCE[key] then errors.no_option(where .. ': guidance', key, known) end
+    if given[GUIDANCE[key]] ~= nil and key ~= 'scale' then
+      errors.failf('%s: guidance.%s and %s contradict each other: leave one out', where, key, GUIDANCE[key])
+    end
     flat[GUIDANCE[key]] = value
   end
   return flat

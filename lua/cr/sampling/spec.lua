@@ -41,7 +41,7 @@ end
 --- @return string name
 --- @return table options
 function M.split(kind, spec)
-  local name, tail = spec:match '^(.-):([%a_][%w_]*=.*)$'
+  local name, tail = spec:match '^(.-):%s*([%a_][%w_]*%s*=.*)$'
   if not name then
     local wrong = spec:match '^[%w_]+:(.*)$'
     if wrong then error(("%s '%s': '%s' is not of the form option=value"):format(kind, spec, wrong), 0) end

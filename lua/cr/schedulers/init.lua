@@ -261,7 +261,8 @@ local function gather(source, spec, parts)
     if not ok then error(('%s: %s'):format(source.shown, values), 0) end
     for k, v in pairs(values) do
       if i > 1 and source.said[k] ~= nil and source.said[k] ~= v then
-        error(('%s: its name says %s = %s, an option %s: leave one out'):format(source.shown, k, source.said[k], tostring(v)), 0)
+        error(('%s: its name says %s = %s, an option %s: leave one out'):format(source.shown, k, source.said[k],
+          type(v) == 'table' and '[' .. table.concat(v, ',') .. ']' or tostring(v)), 0)
       end
       all[k] = v
     end
@@ -285,7 +286,7 @@ end
 
 -- Files without the option: their first steps are not asked for.
 local function without_first(shown, inner, left_out)
-  if left_out == 0 or type(inner) ~= 'table' or type(inner.timesteps) ~= 'table' then return end
+  if left_out == 0 or type(inner) ~= 'table' or type(inner.timesteps) ~= 'table' or inner.begin_index == left_out then return end
   if left_out >= #inner.timesteps then
     error(('%s: begin_index = %d leaves no step of %d'):format(shown, left_out, #inner.timesteps), 0)
   end
@@ -332,6 +333,7 @@ function M.load(spec, options)
   else
     if all.steps == nil then all.steps = 20 end
     options_of.parse(shown, options_of.schedule, { steps = all.steps })
+    if left_out > 0 then all.begin_index = left_out end -- for one that hands its options on
   end
   local ok, inner = pcall(module.new, all, { name = shown, diffusers = source.diffusers })
   if not ok then error(user_file.sentence(inner), 0) end

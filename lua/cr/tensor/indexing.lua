@@ -220,6 +220,10 @@ local function part(x, d, key)
     fail(('a tensor has no element [%s]: a number, {first, last, step}, {} for all, or a tensor of indices is needed')
       :format(arguments.shown(key)))
   end
+  if #key > 3 then
+    fail(('x[...]: a range has three numbers at most, {first, last, step}, not %d: x:index_select(%d, {...}) takes a list of them')
+      :format(#key, d))
+  end
   return x:slice(d, key[1], key[2], key[3]), 1
 end
 

@@ -91,7 +91,7 @@ end
 local function letters_of(text, x, n)
   local list = {}
   for letter in text:gmatch '.' do
-    if not letter:find '%a' then fail(("einsum: '%s' is no letter"):format(letter)) end
+    if not letter:find '%a' then fail(("einsum: '%s' is no letter: each dimension has one, as in 'bik,bkj->bij'"):format(letter)) end
     list[#list + 1] = letter
   end
   if #list ~= x:dim() then

@@ -18,35 +18,6 @@ end
 
 local SHOWN = { x = 'x: 1 2 3; 4 5 6', v = 'v: 3 1 2', s = 's: -1.5 0 2.5', picture = 'picture: 4 x 4 pixels from 1 to 16' }
 
-local function number(v)
-  if v ~= v then return 'nan' end
-  if v == math.huge or v == -math.huge then return v > 0 and 'inf' or '-inf' end
-  return (('%.3g'):format(v):gsub('^%-0$', '0'))
-end
-
-local function shown(v)
-  if require 'cr'.is_tensor(v) then v = v:tolist() end
-  if type(v) == 'table' then
-    local parts = {}
-    local nested = false
-    for i, one in ipairs(v) do
-      parts[i], nested = shown(one), nested or type(one) ~= 'number' and type(one) ~= 'boolean'
-    end
-    return table.concat(parts, nested and '; ' or ' ')
-  end
-  return type(v) == 'number' and number(v) or tostring(v)
-end
-
---- What code gives, as the lines have it.
---- @param code string
---- @return string
-function M.result(code)
-  local chunk = assert(loadstring('return ' .. code))
-  local results = { setfenv(chunk, M.values())() }
-  for i, v in ipairs(results) do results[i] = shown(v) end
-  return table.concat(results, ' / ')
-end
-
 --- The line of an operation, for help; nil: it has none.
 --- @param name string 'roll', 'cr.eye', 'nn.pad'
 --- @return string?
