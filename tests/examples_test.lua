@@ -11,11 +11,11 @@ local schedulers = require 'cr.schedulers'
 
 local path = clip.path
 local EXAMPLES = cr.root .. '/scripts/examples/'
-local solver, layer = EXAMPLES .. 'my_solver.lua', EXAMPLES .. 'my_layer.lua'
+local solver, layer, attention = EXAMPLES .. 'my_solver.lua', EXAMPLES .. 'my_layer.lua', EXAMPLES .. 'my_attention.lua'
 local method, cache = EXAMPLES .. 'my_guidance.lua', EXAMPLES .. 'my_cache.lua'
 
 t.test('each is short, and describes itself', function()
-  for _, file in ipairs { 'my_scheduler', 'my_solver', 'my_guidance', 'my_cache', 'my_layer' } do
+  for _, file in ipairs { 'my_scheduler', 'my_solver', 'my_guidance', 'my_attention', 'my_cache', 'my_layer' } do
     local lines = 0
     for _ in io.lines(EXAMPLES .. file .. '.lua') do lines = lines + 1 end
     t.ok(lines < 60, ('%s has %d lines'):format(file, lines))
@@ -143,17 +143,20 @@ t.test('a session takes each, with the same latents, and each changes them', fun
     t.near(by { cache = cache .. ':1:1:1' }, plain, 1e-6, 'a cache that keeps nothing')
     t.near(by { cache = layer .. ':1' }, plain, 1e-5, 'a layer as it was')
     for _, more in ipairs { { cache = cache .. ':2:3:2' }, { cache = layer .. ':1.5' }, { guidance_method = method },
+      { guidance_method = attention .. ':layers=up_blocks' },
       { scheduler = 'euler' }, { scheduler = EXAMPLES .. 'my_scheduler.lua' } } do
       t.ok(t.relative_error(by(more), plain) > 1e-5, (more.cache or more.guidance_method or more.scheduler) .. ' changes the result')
     end
+    t.near(by { guidance_method = attention .. ':seg=0' }, plain, 1e-5, 'a weight of nothing')
+    t.near(by { guidance_method = attention .. ':sigma=1e-3,layers=up_blocks' }, plain, 1e-4, 'a blur of nothing')
     -- What a file returns serves without a file.
     local function file_of(name) return dofile(EXAMPLES .. name) end
     t.near(by { cache = file_of 'my_cache.lua', scheduler = file_of 'my_scheduler.lua', guidance_method = file_of 'my_guidance.lua' },
       by { cache = cache, scheduler = EXAMPLES .. 'my_scheduler.lua', guidance_method = method }, 0)
     local function euler(o) return schedulers.load('euler', { steps = o.steps }) end
     t.near(by { scheduler = euler }, by { scheduler = 'euler' }, 0, 'a function that makes a scheduler')
-    t.near(by { scheduler = function(o) return schedulers.load('euler', o) end, strength = 0.5 }, by { scheduler = 'euler', strength = 0.5 },
-      0, 'one that hands its options on')
+    local function handing(o) return schedulers.load('euler', o) end
+    t.near(by { scheduler = handing, strength = 0.5 }, by { scheduler = 'euler', strength = 0.5 }, 0, 'one that hands its options on')
     t.near(by { scheduler = 'euler: timesteps = [ 900, 400 ]' }, by { scheduler = 'euler', options = { timesteps = { 900, 400 } } }, 0)
     t.raises(function() by { guidance = { scale = 2, method = 'apg' }, guidance_method = 'cfg' } end,
       'guidance.method and guidance_method contradict each other')

@@ -242,6 +242,39 @@ t.test('identity attention: each position sees only itself', function()
   end)
 end)
 
+t.test("an attention of one's own: the plain one changes nothing, the values alone are the identity", function()
+  local x, nn = help.input('x', { 1, 4, 2, 8, 8 }), require 'cr.nn'
+  for scale, guided in pairs { [1] = false, [2] = true } do
+    cr.scope(function()
+      local d = denoiser(scale)
+      local kinds = {}
+      local function by(name, of, attend)
+        return d:predict(x, 1, { guided = guided, hook = { name = name, layer = function(layer, h, compute)
+          if not of[layer.kind] then return compute(h) end
+          kinds[layer.kind] = true
+          return compute(h, { attend = attend })
+        end } })
+      end
+      local plain = d:predict(x, 1, { guided = guided })
+      t.near(by('same', { attention = true, cross_attention = true, motion = true, feed_forward = true }, function(q, k, v, heads)
+        return nn.attention(q, k, v, { heads = heads })
+      end), plain, 1e-5)
+      t.ok(kinds.attention and kinds.cross_attention and kinds.motion)
+      local identity = d:predict(x, 1, { guided = guided, hook = { name = 'identity', layer = function(layer, h, compute)
+        return compute(h, { identity = layer.kind == 'attention' or layer.kind == 'motion' })
+      end } })
+      t.near(by('values', { attention = true, motion = true }, function(_, _, v) return v end), identity, 1e-6)
+      local deaf = by('deaf', { cross_attention = true }, function(q) return q * 0 end)
+      t.ok(t.relative_error(deaf, plain) > 1e-6, 'the voice is not heard')
+      t.raises(function() by('few', { attention = true }, function(q) return q:narrow(1, 1, 1) end) end,
+        'hook few: attend must return a tensor of %[%d+ %d+ %d+%], not %[1 %d+ %d+%]')
+      t.raises(function() by('none', { attention = true }, function() end) end, 'hook none: attend must return a tensor of .*, not nil')
+      t.raises(function() by('text', { attention = true }, 'softmax') end, 'hook text: attend is a function%(q, k, v, heads%), not a string')
+      d:free()
+    end)
+  end
+end)
+
 t.test('another function with the same name is another hook', function()
   local x = help.input('x', { 1, 4, 2, 8, 8 })
   cr.scope(function()

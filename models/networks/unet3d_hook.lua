@@ -16,7 +16,9 @@
 --
 -- compute(x) runs the layer with its residual connection: x + f(x), with x's shape [rows T C]. If `widens` is true,
 -- the two halves of guidance diverge in this layer, and the result has twice x's rows. compute(x, { identity = true
--- }) replaces the attention map by the identity, so that each position sees only itself.
+-- }) replaces the attention map by the identity, so that each position sees only itself. compute(x, { attend =
+-- function(q, k, v, heads) ... end }) replaces the whole attention: q, k, v are [... T heads*d] (perhaps views with gaps),
+-- and the function returns what nn.attention(q, k, v, { heads = heads }) would, of q's shape.
 --
 -- memory:get(layer) returns what memory:put(layer, tensor) stored in an earlier step of the window, or nil. Values
 -- are stored by layer and number of rows (guidance runs one half or two). Several tensors per layer need names:
@@ -64,11 +66,30 @@ function M.free(memory)
   end
 end
 
+-- The hook's attention, with its result checked.
+local function checked_attention(name, attend)
+  return function(q, k, v, heads)
+    local y = attend(q, k, v, heads)
+    local shape = table.concat(q.shape, ' ')
+    if not cr.is_tensor(y) or table.concat(y.shape, ' ') ~= shape then
+      error(('hook %s: attend must return a tensor of [%s], not %s'):format(name, shape,
+        cr.is_tensor(y) and '[' .. table.concat(y.shape, ' ') .. ']' or type(y)), 0)
+    end
+    return y:contiguous()
+  end
+end
+
 -- Refuses unknown options of compute().
-local function checked(compute)
+local function checked(name, compute)
   return function(x, how)
     for key in pairs(how or {}) do
-      if key ~= 'identity' then require 'cr.errors'.no_option('hook: compute', key, { 'identity' }) end
+      if key ~= 'identity' and key ~= 'attend' then require 'cr.errors'.no_option('hook: compute', key, { 'attend', 'identity' }) end
+    end
+    if how and how.attend ~= nil then
+      if type(how.attend) ~= 'function' then
+        error(('hook %s: attend is a function(q, k, v, heads), not a %s'):format(name, type(how.attend)), 0)
+      end
+      how = { identity = how.identity, attend = checked_attention(name, how.attend) }
     end
     return compute(x, how)
   end
@@ -91,7 +112,7 @@ function M.new(hook, memory, deaf)
     local name = (getmetatable(w) or {}).__path or kind
     local rows = x:size(1)
     local layer = { name = name, kind = kind, widens = kind == 'cross_attention' and rows == deaf, key = name .. ' ' .. rows }
-    local y = cr.scope(hook.layer, layer, x, checked(compute), memory)
+    local y = cr.scope(hook.layer, layer, x, checked(hook.name, compute), memory)
     local wanted = layer.widens and 2 * rows or rows
     if not cr.is_tensor(y) or y:numel() ~= x:numel() / rows * wanted or y:size(1) ~= wanted then
       error(('hook %s: it must return a tensor of [%d %d %d] at %s, not %s'):format(hook.name, wanted, x:size(2), x:size(-1), name,

@@ -23,7 +23,7 @@ local function normed(norm, x, w, after)
 end
 
 -- Runs a layer in its own scope, wrapped by the pass's hook if there is one (models/networks/unet3d_hook.lua). fn(x,
--- how, ...) with how = { identity = true } or nil.
+-- how, ...) with how = { identity = true }, { attend = FUNCTION } or nil.
 local function layer(pass, kind, w, x, fn, ...)
   if not pass.hook then return cr.scope(fn, x, nil, ...) end
   local more = { ... }
@@ -32,7 +32,8 @@ end
 
 local function self_attention(x, how, w, norm, heads)
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv')))
-  local seen = how and how.identity and v:contiguous() or nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] })
+  local seen = how and (how.identity and v:contiguous() or how.attend and how.attend(q, k, v, heads))
+    or nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] })
   return nn.linear(w.to_out[0], seen, { residual = x })
 end
 
@@ -83,24 +84,25 @@ local function key_value(w, tokens)
   return packed:narrow(3, 1, n), packed:narrow(3, n + 1, n)
 end
 
-local function attend(block, x, heads, pass, out)
+local function attend(block, x, heads, pass, how, out)
   local w = block.attn2
   local k, v = pass.keys(w)
   local q = nn.linear(w.to_q, normed(block.norm2, x, w.to_q))
-  return nn.linear(w.to_out[0], nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] }), { residual = x, out = out })
+  local seen = how and how.attend and how.attend(q, k, v, heads) or nn.attention(q, k, v, { heads = heads, codes = w.to_out[0] })
+  return nn.linear(w.to_out[0], seen, { residual = x, out = out })
 end
 
 -- Cross-attention to the audio, x [B*F T C]. With guidance only the second half attends: zero keys and values would
 -- give the first half zeros, so the output projection leaves only its bias. If both halves were computed together so
 -- far, the result has both.
-local function cross_attention(x, _, block, heads, pass)
-  if not pass.guided then return attend(block, x, heads, pass) end
+local function cross_attention(x, how, block, heads, pass)
+  if not pass.guided then return attend(block, x, heads, pass, how) end
   local n = pass.frames
   local deaf, hearing = x, x
   if x:size(1) > n then deaf, hearing = x:narrow(1, 1, n), x:narrow(1, n + 1, n) end
   local both = cr.empty({ 2 * n, x:size(2), x:size(3) }, { dtype = x.dtype, device = x.device })
   deaf:add(block.attn2.to_out[0].bias, both:narrow(1, 1, n))
-  cr.scope(attend, block, hearing, heads, pass, both:narrow(1, n + 1, n))
+  cr.scope(attend, block, hearing, heads, pass, how, both:narrow(1, n + 1, n))
   return both
 end
 
@@ -134,6 +136,10 @@ local function temporal_attention(x, how, w, norm, heads)
   if rawget(w, 'pos_encoder') then position = w.pos_encoder.pe:narrow(2, 1, F):view(F, 1, C) end
   local q, k, v = query_key_value(w, normed(norm, x, rawget(w, 'to_qkv'), position))
   if how and how.identity then return nn.linear(w.to_out[0], v:contiguous(), { residual = x }) end
+  if how and how.attend then
+    local seen = how.attend(q:transpose(2, 3), k:transpose(2, 3), v:transpose(2, 3), heads)
+    return nn.linear(w.to_out[0], seen:transpose(2, 3):contiguous(), { residual = x })
+  end
   local into = w.to_out[0]
   local coded = quant.takes(into) and rawget(into, 'input') -- with per-row scales attention writes unquantized values
   local out = cr.empty(x.shape, { dtype = coded and into.weight.dtype or x.dtype, device = x.device })
