@@ -268,8 +268,8 @@ t.test("an attention of one's own: the plain one changes nothing, the values alo
       t.ok(t.relative_error(deaf, plain) > 1e-6, 'the voice is not heard')
       t.raises(function() by('few', { attention = true }, function(q) return q:narrow(1, 1, 1) end) end,
         'hook few: attend must return a tensor of %[%d+ %d+ %d+%], not %[1 %d+ %d+%]')
-      t.raises(function() by('none', { attention = true }, function() end) end, 'hook none: attend must return a tensor of .*, not nil')
-      t.raises(function() by('text', { attention = true }, 'softmax') end, 'hook text: attend is a function%(q, k, v, heads%), not a string')
+      t.raises(function() by('none', { attention = true }, function() end) end, 'hook none: attend must return .*, not nil')
+      t.raises(function() by('text', { attention = true }, 'softmax') end, 'hook text: attend is a function.*, not a string')
       d:free()
     end)
   end

@@ -134,7 +134,8 @@ local function write_rows(rows)
   files.write(o.json, json.encode(all) .. '\n', '--json')
 end
 
-cr.run(function()
+-- What measures a method, and what gives its memory back.
+local function open()
   local run = require 'models.latentsync'.session {
     video = o.checkpoint .. '/demo.mp4', audio = o.checkpoint .. '/demo.flac', checkpoint = o.checkpoint, device = o.device,
     quiet = true, frames = o.frames, start = 0.4, duration = o.windows * o.frames / 25,
@@ -143,7 +144,7 @@ cr.run(function()
   if not truth then cli.fail '--reference: could not be sampled: see above' end
   local true_faces = faces_of(truth)
   local mouth = cr.scope(function() return run.mask:to 'cpu':lt(0.5):to 'f32' end)
-  local function row_of(name)
+  return function(name)
     local row = { name = name, at = {} }
     for k, calls in ipairs(counts) do
       local steps, made = steps_for(name, calls)
@@ -158,7 +159,7 @@ cr.run(function()
       end
     end
     -- One that draws noise ends elsewhere when the generator begins elsewhere.
-    local steps = steps_for(name, 3)
+    local steps = steps_for(name, math.max(unpack(counts)))
     if steps then
       local noise, ends = run:noise(run.settings.seed), {}
       for seed = 1, 2 do
@@ -174,17 +175,23 @@ cr.run(function()
       row.noisy = ends[1] ~= ends[2]
     end
     return row
+  end, function()
+    free(truth)
+    free_faces(true_faces)
+    mouth:free()
+    run:free()
   end
-  local rows, there = {}, earlier_rows()
+end
+
+cr.run(function()
+  local rows, there, row_of, close = {}, earlier_rows(), nil, nil
   for _, name in ipairs(names) do
+    if not there[name] and not row_of then row_of, close = open() end
     rows[#rows + 1] = there[name] or row_of(name)
     write_rows(rows)
     io.stderr:write(('%d of %d: %s\n'):format(#rows, #names, name))
   end
-  free(truth)
-  free_faces(true_faces)
-  mouth:free()
-  run:free()
+  if close then close() end
 
   local sorted_by = math.min(2, #counts)
   table.sort(rows, function(a, b)
