@@ -243,7 +243,7 @@ test('missing and invalid input is reported beside its field', function()
   page:wait "document.querySelector('#video-problem').textContent !== ''"
   t.ok(page:text '#video-problem':find 'demo.flac has no picture', page:text '#video-problem')
   choose_video(page, child.file('words.mp4', ('no video at all\n'):rep(100)))
-  page:wait "document.querySelector('#video-problem').textContent.startsWith('The file is neither a video')"
+  page:wait "document.querySelector('#video-problem').textContent.startsWith('The file is not a video')"
   t.equal(#page.wrong, 1, 'the refused upload') -- the browser logs each refusal itself
   page.wrong = {}
   page:drop('#video-stage', service.video)
