@@ -1,4 +1,4 @@
---- Ends a bench in one sentence where no card can be used.
+--- Ends a benchmark with one sentence if no GPU can be used.
 --- @return table what is known of the card: cr.cuda.info()
 return function()
   local cuda = require 'cr.cuda'

@@ -3,9 +3,9 @@
 --
 --   build/crescent tests/bench/cpu_ops.lua [PATTERN] [--json]
 --
--- Each shape is checked first (a few results against float64), then warmed up, then timed; printed
--- are the median, the shortest time and GFLOP/s. tests/bench/torch_ops.py times the same list in
--- PyTorch; `tests/bench/torch_ops.py build/crescent` prints both side by side.
+-- Each shape is checked first (a few results against float64), then warmed up, then timed; printed are the median,
+-- the minimum and GFLOP/s. tests/bench/torch_ops.py times the same list in PyTorch; `tests/bench/torch_ops.py
+-- build/crescent` prints both.
 --
 -- Tiny: ^temporal --seconds 0.01
 local cr = require 'cr'

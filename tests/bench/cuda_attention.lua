@@ -1,5 +1,5 @@
---- Attention on the card at the networks' shapes: a check of some rows against the CPU, then the
--- median time, TFLOP/s, and GB/s of what has to be read and written.
+--- Attention on a GPU at the networks' shapes: some rows are compared with the CPU, then the median time, TFLOP/s,
+--- and GB/s of the tensors read and written.
 --
 --     build/crescent tests/bench/cuda_attention.lua [--only PATTERN]
 
@@ -11,7 +11,7 @@ local pattern = options.read("Attention at the networks' shapes.", { options.onl
 require 'tests.bench.card' ()
 local device, dtype = 'cuda:0', 'f16'
 
--- [B T heads*d], packed with its keys and values unless those are S tokens of their own
+-- [B T heads*d]; keys and values are packed with the queries unless they are S tokens of their own
 local shapes = {
   { 'UNet 512 px, self 64x64', 32, 4096, nil, 8, 40 },
   { 'UNet 512 px, self 32x32', 32, 1024, nil, 8, 80 },
@@ -30,7 +30,7 @@ local shapes = {
   { 'head of 128', 16, 2048, nil, 8, 128 },
 }
 
--- Rows of the last entry against the CPU.
+-- The rows of the last batch entry are compared with the CPU.
 local function check(name, q, k, v, heads)
   local last, rows = q:size(1), math.min(48, q:size(2))
   local function one(x) return x:narrow(1, last, 1) end
@@ -40,7 +40,7 @@ local function check(name, q, k, v, heads)
   y = down(y)
   local err = math.sqrt(((y - r):square():sum() / r:square():sum()):item())
   local near = err < 1e-3 -- false for a nan
-  if not near then error(('%s: off by %g'):format(name, err)) end
+  if not near then error(('%s: error %g'):format(name, err)) end
 end
 
 for _, s in ipairs(shapes) do

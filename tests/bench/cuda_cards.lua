@@ -1,16 +1,16 @@
--- Times whole runs of lipsync on one card and on several, with the full-size networks of formula weights: a short clip, and
--- a long one made by repeating it. Prints of each run the seconds that the thread of Lua worked, by stage, what it took to give a
--- card a step, and how long each card stood still between its first and its last step; then a table: how many times as fast
--- several cards are, over the whole run and from the end of the first step on, and whether their latents are those of one
--- card, bit for bit; last, a line for each bar.
+-- Times whole runs of lipsync on one GPU and on several, with full-size networks and formula weights: a short clip,
+-- and a long one that repeats it. For each run it prints the seconds that the Lua thread was busy, by stage, the time
+-- to submit a step, and the idle time of each GPU between its first and its last step. A table follows: the speedup
+-- of several GPUs, for the whole run and from the end of the first step on, and whether their latents are
+-- bit-identical to those of one GPU. The last lines say whether each required speedup is reached.
 --
 --     build/crescent tests/bench/cuda_cards.lua --checkpoint DIR [--devices cuda:0/cuda:all] [--frames 1000] [--size 512]
 --         [--steps 20] [--short 256,512] [--video FILE --audio FILE] [--out DIR]
 --
--- The bars, of two H200 beside one: 1,000 frames at 512 px with 20 steps 1.85 times as fast, the demonstration's clip at 256 px
--- 1.65 times. DIR is filled by full_checkpoint.lua if it holds no network.
--- The first run of each size is not counted: on it cards look for algorithms, which are remembered in OUT/cache.
--- With the defaults all of it takes about 6 minutes on two H200.
+-- The required speedups of two H200 over one: 1.85 for 1,000 frames at 512 px with 20 steps, 1.65 for the
+-- demonstration's clip at 256 px. full_checkpoint.lua fills DIR if it contains no network. The first run of each size
+-- is not counted, because it searches for algorithms, which are cached in OUT/cache. With the defaults everything
+-- takes about 6 minutes on two H200.
 --
 -- Tiny: --checkpoint OUT/none --out OUT
 
@@ -22,16 +22,16 @@ local uv = require 'luv'
 
 local options = require 'tests.bench.options'
 local clip = cr.root .. '/models/mini/demo'
-local o = options.read('Whole runs on one card and on several.', {
-  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
-  { '--devices', default = 'cuda:0/cuda:all', help = 'what is compared with the first, as lipsync takes it, / between' },
-  { '--frames', 'int', default = 1000, min = 0, help = 'of the long clip; 0: none' },
-  { '--size', 'int', default = 512, min = 16, help = 'pixels, of the long clip' },
-  { '--short', default = '256,512', help = 'pixels, of the short clip; none' },
+local o = options.read('Whole runs on one GPU and on several.', {
+  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder; an empty one is filled' },
+  { '--devices', default = 'cuda:0/cuda:all', help = 'values of --device, separated by /; all are compared with the first' },
+  { '--frames', 'int', default = 1000, min = 0, help = 'frames of the long clip; 0: no long clip' },
+  { '--size', 'int', default = 512, min = 16, help = 'size in pixels for the long clip' },
+  { '--short', default = '256,512', help = 'sizes in pixels for the short clip; none: no short clip' },
   { '--steps', 'int', default = 20, min = 1, help = 'denoising steps' },
   { '--video', 'file', default = clip .. '.mp4', help = 'the face' },
-  { '--audio', 'file', default = clip .. '.flac', help = 'what it shall say' },
-  { '--out', 'file', default = '/tmp', help = 'folder for results and remembered algorithms' },
+  { '--audio', 'file', default = clip .. '.flac', help = 'the sound' },
+  { '--out', 'file', default = '/tmp', help = 'folder for results and the cache of algorithms' },
   { '--more', default = '', help = "options of lipsync, as --more='--rng torch-cpu'" },
 })
 local info = require 'tests.bench.card' ()
@@ -41,7 +41,7 @@ if not lfs.attributes(o.checkpoint .. '/latentsync_unet.safetensors') then
   if os.execute(("'%s' '%s/tests/bench/full_checkpoint.lua' '%s'"):format(program, cr.root, o.checkpoint)) ~= 0 then os.exit(1) end
 end
 
--- A video and a sound of so many frames: the given ones again and again.
+-- A video and a sound of this many frames, made by repeating the given ones.
 local function repeated(frames)
   local video, audio = o.out .. '/long.mkv', o.out .. '/long.wav'
   local sink, left = media.writer(video, { like = o.video, fps = 25, crf = 12 }), frames
@@ -62,7 +62,7 @@ local function repeated(frames)
   return video, audio
 end
 
--- One run; its report, with `latents`, the path of what it dumped.
+-- Does one run; returns its report, whose `latents` is the path of the dumped latents.
 local function run(name, device, video, audio, size, steps)
   local path = ('%s/cards-%s'):format(o.out, name)
   local words = ("CR_CACHE='%s/cache' '%s' lipsync --device '%s' --dtype f16 --video '%s' --audio '%s' --checkpoint '%s' --size %d " ..
@@ -76,10 +76,10 @@ local function run(name, device, video, audio, size, steps)
   report.latents = path .. '.safetensors'
   local parts = {}
   for _, card in ipairs(report.cards or {}) do
-    parts[#parts + 1] = ('%s made %d windows%s, stood still for %.2f s, %.2f GB reserved'):format(card.device, card.windows,
-      card.left_out and ' and was left out: ' .. card.left_out or '', card.idle_seconds or 0, (card.peak_reserved_bytes or 0) / 1e9)
+    parts[#parts + 1] = ('%s made %d windows%s, was idle for %.2f s, %.2f GB reserved'):format(card.device, card.windows,
+      card.left_out and ' and was not used: ' .. card.left_out or '', card.idle_seconds or 0, (card.peak_reserved_bytes or 0) / 1e9)
   end
-  if #parts == 0 then parts[1] = ('%s stood still for %.2f s'):format(device, report.card and report.card.idle_seconds or 0) end
+  if #parts == 0 then parts[1] = ('%s was idle for %.2f s'):format(device, report.card and report.card.idle_seconds or 0) end
   print(('%s: %d frames in %.2f s, first step after %.2f s; %s'):format(name, report.frames, report.seconds,
     report.first_step_seconds, table.concat(parts, '; ')))
   local stages, sum = {}, 0
@@ -104,7 +104,7 @@ end
 local rows, bars = {}, {}
 local BARS = { short = { size = 256, times = 1.65 }, long = { size = 512, times = 1.85 } }
 
--- The devices one after the other, each after a run of two steps of the short clip that is not counted.
+-- Runs the devices one after the other, each after an uncounted run of two steps of the short clip.
 local function compare(what, video, audio, size)
   local first
   for device in o.devices:gmatch '[^/]+' do run('warm', device, o.video, o.audio, size, 2) end

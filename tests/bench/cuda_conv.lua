@@ -1,8 +1,8 @@
---- Convolutions on the card at the networks' shapes: a corner of each result against the CPU, then
--- the search's time, the median time of a call, TFLOP/s and per cent of the 725 that a matrix product
--- reaches, and the time with bias and residual as steps of their own. Sums are over one UNet step
--- and one slice of the VAE. Last, the convolutions after a doubling: folded, with the time of their
--- convolution alone, and apart, for 16 frames decoded and for one UNet step.
+--- Convolutions on a GPU at the networks' shapes: a corner of each result is compared with the CPU. Printed are the
+--- time of the algorithm search, the median time of a call, TFLOP/s, the percentage of the 725 TFLOP/s that a matrix
+--- product reaches, and the time with bias and residual as separate kernels. Sums are over one UNet step and one
+--- slice of the VAE. At the end, the convolutions after a 2x upsampling, fused with it (and the time of their
+--- convolution only) and separate, for 16 decoded frames and for one UNet step.
 --
 --     build/crescent tests/bench/cuda_conv.lua [--only PATTERN] [--dtype f16]
 
@@ -13,7 +13,7 @@ local options = require 'tests.bench.options'
 
 local given = options.read("Convolutions at the networks' shapes.", {
   options.only,
-  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'of the operands' },
+  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'data type of the operands' },
 })
 local pattern, dtype = given.only, given.dtype
 require 'tests.bench.card' ()
@@ -54,7 +54,7 @@ add('UNet 256', 32, 0.5, unet)
 add('decode 512, 4 frames', 4, 1, decoder)
 add('encode 512, 4 frames', 4, 1, encoder)
 
--- The last pixels of the last picture on the CPU.
+-- The last pixels of the last picture, on the CPU.
 local function check(name, y, x, w, s, residual)
   local h, oh = s.size, y:size(2)
   local rows = math.min(4, oh)
@@ -69,7 +69,7 @@ local function check(name, y, x, w, s, residual)
   local got = down(corner(y, keep))
   local err = math.sqrt(((got - r):square():sum() / r:square():sum()):item())
   local near = err < (dtype == 'f32' and 1e-5 or dtype == 'bf16' and 8e-3 or 1e-3) -- false for a nan
-  if not near then error(('%s: off by %g'):format(name, err), 0) end
+  if not near then error(('%s: error %g'):format(name, err), 0) end
 end
 
 local sums, order = {}, {}
@@ -158,7 +158,7 @@ for _, s in ipairs(doublings) do
       local other = apart()
       local err = math.sqrt(((y - other):to 'f32':square():sum() / other:to 'f32':square():sum()):item())
       local near = err < (dtype == 'f32' and 1e-5 or dtype == 'bf16' and 1e-2 or 1.5e-3)
-      if not near then error(('%s: folded and apart differ by %g'):format(name, err), 0) end
+      if not near then error(('%s: folded and separate results differ by %g'):format(name, err), 0) end
       local ms, alone = cr.cuda.time(folded, 5), cr.cuda.time(function() return nn.conv2d(w.folded, x, { padding = 1 }) end, 5)
       local plain = cr.cuda.time(apart, 5)
       local flop = 2 * y:numel() * 4 * s.c

@@ -1,10 +1,12 @@
---- 3x3 convolutions of the UNet and the VAE on a card by cuDNN's best and by every way of kernels/conv/hopper.cu:
--- microseconds and TFLOP/s, and what a UNet step's and two VAE slices' convolutions take by the faster of both.
+--- 3x3 convolutions of the UNet and the VAE on a GPU, by cuDNN's best algorithm and by every variant of
+--- kernels/conv/hopper.cu: microseconds and TFLOP/s, and the time of the convolutions of a UNet step and two VAE
+--- slices with the faster one.
 --
 --     [CR_CACHE=] build/crescent tests/bench/cuda_conv_hopper.lua [--only PATTERN] [--dtype f16|bf16] [--ways 1,3]
 --
--- Checked first: the library's last pixels against the CPU's in float32, and all of each way's result against the
--- library's. The search of the library's algorithms takes a quarter of a second for each shape that no cache knows.
+-- Results are checked first: cuDNN's last pixels against the CPU in float32, and the whole result of each variant
+-- against cuDNN's. The search for cuDNN's algorithms takes a quarter of a second for each shape that is not in the
+-- cache.
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
@@ -12,15 +14,15 @@ local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local options = require 'tests.bench.options'
 
-local request = options.read("cuDNN's convolutions beside our own.", {
-  options.only, options.dtype, { '--ways', default = '1,2,3', help = 'of our own' },
+local request = options.read("cuDNN's convolutions compared with the project's own.", {
+  options.only, options.dtype, { '--ways', default = '1,2,3', help = 'variants of the own kernel' },
 })
 local pattern, dtype, wanted = request.only, request.dtype, request.ways
 require 'tests.bench.card' ()
 local device, begun = 'cuda:0', clock()
 local WAYS = { '256x128', '256x160', '128x160' }
 
--- N, side, C, O, calls (most are alike with and without a residual), with a residual
+-- N, side, C, O, calls (most shapes are called equally often with and without a residual), with a residual
 local nets = {
   { 'UNet 256', {
     { 32, 32, 320, 320, 9, true }, { 32, 32, 640, 320, 2 }, { 32, 32, 960, 320, 1 }, { 32, 32, 640, 640, 1 },
@@ -36,7 +38,7 @@ local nets = {
   } },
 }
 
--- The last pixels of the last picture on the CPU.
+-- The last pixels of the last picture, on the CPU.
 local function check(y, w, x, residual)
   local n, h = x:size(1), x:size(2)
   local function corner(v, size) return v:narrow(1, n, 1):narrow(2, h - size + 1, size):narrow(3, h - size + 1, size) end
@@ -46,7 +48,7 @@ local function check(y, w, x, residual)
   if residual then r = r + down(corner(residual, 2)) end
   local err = math.sqrt(((down(corner(y, 2)) - r):square():sum() / r:square():sum()):item())
   local near = err < (dtype == 'bf16' and 8e-3 or 1e-3) -- false for a nan
-  if not near then error(('off by %g of the CPU\'s'):format(err), 0) end
+  if not near then error(('error %g, compared with the CPU'):format(err), 0) end
 end
 
 local function randn(shape, scale)

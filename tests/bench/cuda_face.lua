@@ -1,5 +1,5 @@
---- How long it takes from nothing to the first face on a card, and from then on: in a program of its
---- own, since what a library prepares at its first use is what counts here.
+--- The time from the start to the first face on a GPU, and the time of the next faces. It runs in its own program,
+--- because it measures what libraries initialize at first use.
 --
 --     build/crescent tests/bench/cuda_face.lua [--video FILE]
 
@@ -8,7 +8,7 @@ local clock = require 'cr.clock'
 local face = require 'models.latentsync.face'
 local media = require 'cr.media'
 
-local o = require 'tests.bench.options'.read('From nothing to the first face.', {
+local o = require 'tests.bench.options'.read('Time to the first face.', {
   { '--video', 'file', default = cr.root .. '/models/mini/demo.mp4', help = 'a face' },
 })
 require 'tests.bench.card' ()

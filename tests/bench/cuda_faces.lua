@@ -1,10 +1,10 @@
--- Faces' share of whole runs at 1080p on a card, one person and four: frames a second, seconds to the first step, and of each
--- frame the time in which faces are looked for.
+-- The cost of face detection in whole runs at 1080p on a GPU, with one person and with four: frames per second,
+-- seconds to the first step, and the time of detection per frame.
 --
 --     build/crescent tests/bench/cuda_faces.lua [--checkpoint DIR] [--old PROGRAM] [--frames 125] [--steps 20] [--runs 2] [--out DIR]
 --
--- Each round runs `each frame alone` (--face reference --smooth: the largest face, as before people were followed), `followed` (the
--- default), and with --old the default of another build's program, on the same films.
+-- Each round runs `each frame alone` (--face reference --smooth: the largest face of each frame, without tracking),
+-- `followed` (the default), and, with --old, the default of another build's program, on the same videos.
 --
 -- Tiny: --out OUT
 
@@ -17,10 +17,10 @@ local uv = require 'luv'
 local mini = cr.root .. '/models/mini'
 local o = require 'tests.bench.options'.read("Faces' share of whole runs on a card.", {
   { '--checkpoint', 'file', default = mini, help = 'a checkpoint folder' },
-  { '--old', 'file', help = "another build's program, run on the same films" },
+  { '--old', 'file', help = "program of another build, run on the same videos" },
   { '--frames', 'int', default = 125, min = 16, help = 'of a film' },
   { '--steps', 'int', default = 20, min = 1, help = 'denoising steps' },
-  { '--runs', 'int', default = 2, min = 1, help = 'rounds, of which the best counts; one before is for algorithms' },
+  { '--runs', 'int', default = 2, min = 1, help = 'rounds; the best is printed, after one that is not counted' },
   { '--out', 'file', default = '/tmp', help = 'folder for films and results' },
 })
 require 'tests.bench.card' ()
@@ -28,7 +28,7 @@ require 'tests.bench.card' ()
 local HEIGHT, WIDTH, SIDE = 1080, 1920, 460
 local names = { 'carl', 'anna', 'bert', 'carl' }
 
--- A film of the first n people; the fourth is the first in other colours.
+-- A video of the first n people; the fourth is the first one in other colours.
 local function write(path, n)
   local sink = media.writer(path, { fps = 25 })
   for i = 0, o.frames - 1 do
@@ -64,7 +64,7 @@ local program, ways = uv.exepath(), {}
 ways[1] = { 'each frame alone', program, '--face reference --smooth' }
 ways[2] = { 'followed', program, '' }
 if o.old then ways[3] = { 'the old program', o.old, '' } end
-print(('%-10s %-18s %15s %16s %22s'):format('people', 'faces', 'frames a second', 'first step, s', 'looking, ms a frame'))
+print(('%-10s %-18s %15s %16s %22s'):format('people', 'faces', 'frames per second', 'first step, s', 'looking, ms a frame'))
 for _, n in ipairs { 1, 4 } do
   local video = write(('%s/faces-%d.mp4'):format(o.out, n), n)
   local best = {}

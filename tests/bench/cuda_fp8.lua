@@ -1,13 +1,14 @@
--- What 8-bit floats cost and save in the UNet, layer by layer: the error that each layer's 8-bit form alone makes in
--- the guided prediction against float16's, its time against float16's; then the error and the step's time with all
--- layers, with the list (models/quantize/recipe.lua's or --list), and with those only that are faster.
+-- Error and speed of 8-bit floats in the UNet, layer by layer: the error that quantizing only this layer adds to the
+-- guided prediction, compared with float16, and its time compared with float16; then the error and the time of a step
+-- with all layers, with those of the recipe (models/quantize/recipe.lua or --list), and with only those that are
+-- faster.
 --
 --     build/crescent tests/bench/cuda_fp8.lua --checkpoint DIR [--size 256,512] [--layers 1] [--list FILE.lua]
 --         [--timestep 481] [--frames 16] [--rows 400] [--fast] [--device cuda] [--dtype f16]
 --
--- DIR: a checkpoint folder; tests/bench/full_checkpoint.lua writes one of formula weights. --layers 0 leaves the
--- layer by layer part out, --layers 256 has it at that size only. --fast: sums with fewer bits. Inputs are
--- random; the error is the relative L2 error against float16's prediction.
+-- DIR is a checkpoint folder; tests/bench/full_checkpoint.lua writes one with formula weights. --layers 0 skips the
+-- table of layers, --layers 256 prints it only at that size. --fast accumulates with fewer bits. Inputs are random;
+-- the error is the relative L2 error of the prediction compared with float16.
 --
 -- Tiny: --checkpoint DIR
 
@@ -17,17 +18,17 @@ local layers_of = require 'models.quantize.layers'
 local nn = require 'cr.nn'
 local recipes = require 'models.quantize.recipe'
 
-local o = require 'tests.bench.options'.read('What 8-bit floats cost and save in the UNet.', {
+local o = require 'tests.bench.options'.read('Error and speed of 8-bit floats in the UNet.', {
   { '--checkpoint', 'file', required = true, help = 'a checkpoint folder' },
   { '--size', default = '256', help = 'pixels, one or more' },
-  { '--layers', default = '1', help = '0: not layer by layer; 256: at that size only' },
+  { '--layers', default = '1', help = '0: no table of layers; 256: only at that size' },
   { '--list', 'file', help = "a recipe instead of the one named fp8" },
-  { '--timestep', 'int', default = 481, min = 0, max = 999, help = 'at which the error is measured' },
+  { '--timestep', 'int', default = 481, min = 0, max = 999, help = 'timestep at which the error is measured' },
   { '--frames', 'int', default = 16, min = 1, help = 'of a window' },
   { '--rows', 'int', default = 400, min = 1, help = 'of the table of layers' },
-  { '--fast', 'flag', help = 'sums with fewer bits' },
-  { '--device', default = 'cuda', help = 'a card; cpu: errors alone' },
-  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'of the rest' },
+  { '--fast', 'flag', help = 'accumulate with fewer bits' },
+  { '--device', default = 'cuda', help = 'a GPU; cpu: errors only' },
+  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32' }, help = 'data type of the other layers' },
 })
 if o.device ~= 'cpu' then require 'tests.bench.card' () end
 local on_card = o.device ~= 'cpu'
@@ -36,7 +37,7 @@ if on_card then
   local ok, why = fp8.available(o.device)
   if not ok then require 'cr.tools.cli'.fail(why) end
   cr.cuda.device.fp8_fast = o.fast
-  print(('%s%s'):format(info.name, o.fast and ', sums with fewer bits' or ''))
+  print(('%s%s'):format(info.name, o.fast and ', accumulation with fewer bits' or ''))
 end
 
 local unet = require 'models.latentsync'.load(o.checkpoint, { device = o.device, dtype = o.dtype }).unet
@@ -103,7 +104,8 @@ local function case(size)
   return c
 end
 
--- Rows of each layer's input and what its product takes along, by watching a run.
+-- Records the rows of each layer's input and the fused operands of its product, by wrapping the functions during a
+-- run.
 local function watch(fn)
   local by_node, names = {}, { 'linear', 'linear_geglu' }
   for _, layer in ipairs(layers) do by_node[layer.node] = layer end
@@ -125,8 +127,8 @@ local function watch(fn)
   for name, f in pairs(plain) do nn[name] = f end -- luacheck: ignore
 end
 
--- Milliseconds of a product in float16, in 8 bits, and in 8 bits of an input that is quantized already; with GEGLU
--- behind it where the network has that in one.
+-- Milliseconds of a product in float16, in 8 bits, and in 8 bits with an input that is already quantized; with GEGLU
+-- where the network fuses it.
 local timed = {}
 local function times(layer)
   local n, k = layer.own:size(1), layer.own:size(2)
@@ -162,7 +164,7 @@ local function times(layer)
   return timed[key]
 end
 
--- Products whose input comes quantized out of the step before; GEGLU in float16 by one kernel quantizes nothing.
+-- Products whose input is quantized by the step before; the fused GEGLU in float16 does not quantize.
 local single = on_card and o.dtype ~= 'f32' and cr.cuda.device.linear_geglu
 local function is_fused(name)
   return name:find 'to_qkv$' or name:find 'attn2%.to_q$' or name:find 'ff%.net%.0' or name:find 'ff%.net%.2$' and not single

@@ -1,22 +1,23 @@
---- Times of products of 8-bit floats on a Hopper: float16's, the library's of codes, and those of our own kernels
--- (kernels/linear/gemm_hopper.h: wide and narrow tiles; the wide ones with fewer bits too), for shapes of a UNet step of
--- 2 x 16 frames with the bias and residual that they take along. Then what stands before a product and the product
--- together, as the search chooses, and feed-forwards: where is a layer better left in float16?
+--- Times of 8-bit float matrix products on Hopper: float16, the library's 8-bit product, and the project's own
+--- kernels (kernels/linear/gemm_hopper.h: wide and narrow tiles, and wide tiles that accumulate with fewer bits), for
+--- the shapes of a UNet step of 2 x 16 frames with fused bias and residual. Then the quantization of the input
+--- together with the product, as the search chooses it, and whole feed-forwards, to find the layers that are faster
+--- in float16.
 --
 --   build/crescent tests/bench/cuda_fp8_linear.lua [--size 256,512] [--dtype f16|bf16]
 --
--- Microseconds; each shape is checked first: its first rows against the CPU's, and all against the library's.
--- Calls are recorded ten at a time, so that the host's share does not show.
+-- Times are in microseconds; each shape is checked first: its first rows against the CPU, and the whole result
+-- against the library. Ten calls are recorded in a graph, so that launch overhead is not measured.
 local cr = require 'cr'
 local fp8 = require 'tests.support.fp8'
 local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
-local sizes, dtype = products.arguments('Products of 8-bit floats on a Hopper.')
+local sizes, dtype = products.arguments('Matrix products of 8-bit floats on Hopper.')
 
--- Rows at 256 px, columns in and out, what it takes along (b bias, r residual), what makes its input; whether at 512
--- px too.
+-- Rows at 256 px, input and output columns, fused operands (b bias, r residual), the operation that makes the input;
+-- whether the shape exists at 512 px, too.
 local SHAPES = {
   { 32768, 320, 320, 'br', 'quantize', 'to_out', true }, { 16384, 320, 320, 'br', 'quantize', 'to_out' },
   { 16384, 320, 320, '', 'norm', 'to_q' }, { 32768, 320, 960, '', 'norm', 'to_qkv', true },
@@ -27,7 +28,7 @@ local SHAPES = {
   { 512, 1280, 1280, 'br', 'quantize', 'to_out' }, { 512, 1280, 3840, '', 'norm', 'to_qkv' },
   { 512, 5120, 1280, 'br', 'quantize', 'ff out' },
 }
--- Way of CR_FP8_OWN (nil: as the search chooses), fp8_fast.
+-- Value of CR_FP8_OWN (nil: the search decides), fp8_fast.
 local WAYS = { { '0', false }, { '1', false }, { '2', false }, { '1', true } }
 
 local function with_way(way, fast, fn)
@@ -43,7 +44,7 @@ local time_of = products.recorded
 local function randn(shape, scale) return products.randn(shape, dtype, scale) end
 local function down(q) return { codes = q.codes:to 'cpu', scale = q.scale:to 'cpu', dtype = 'f32' } end
 
---- The first rows of a product by the CPU.
+--- The first rows of a product on the CPU.
 local function reference(w, qx, residual)
   local rows = 3
   local top = { codes = qx.codes:narrow(1, 1, rows), scale = qx.scale:narrow(1, 1, rows) }
@@ -56,11 +57,11 @@ local function check(y, r, library, fast, name)
   cr.scope(function()
     local off = (y:narrow(1, 1, r:size(1)):to 'cpu':to 'f32' - r):abs():max():item() / r:abs():max():item()
     local near = off <= (fast and 2e-2 or dtype == 'f16' and 3e-3 or 1e-2) -- false for a nan
-    if not near then error(('%s: off by %g of the largest'):format(name, off)) end
+    if not near then error(('%s: error %g of the largest value'):format(name, off)) end
     local a, b = y:to 'f32', library:to 'f32'
     off = math.sqrt((a - b):square():sum():item() / b:square():sum():item())
     near = off <= (fast and 2e-2 or dtype == 'f16' and 1.5e-3 or 8e-3)
-    if not near then error(('%s: off by %g from the library'):format(name, off)) end
+    if not near then error(('%s: error %g, compared with the library'):format(name, off)) end
   end)
 end
 
@@ -98,7 +99,7 @@ local function line(m, k, n, takes, before, name)
   end)
 end
 
---- A feed-forward in float16, with its second product in 8 bits, and with both.
+--- A feed-forward in float16, with its second product in 8 bits, and with both products in 8 bits.
 local function feed_forward(m, c)
   cr.scope(function()
     local x, norm = randn { m, c }, { weight = randn { c }, bias = randn { c } }

@@ -1,11 +1,11 @@
---- Times of the feed-forward's first product with GEGLU behind it on a card, for every shape of a step of 2 x 16
--- frames: as product and GEGLU apart, and by the kernel that does both (kernels/linear/geglu.cu), with
--- TFLOP/s counted on the product alone. Rows of a feed-forward that take turns (models/networks/unet3d.lua) are measured as
--- they come: in the turns of the unfused way, in the longer ones of the fused, and all at once.
+--- Times of the feed-forward's first product with GEGLU on a GPU, for every shape of a step of 2 x 16 frames: product
+--- and GEGLU as separate kernels, and fused (kernels/linear/geglu.cu), with TFLOP/s of the product only.
+--- models/networks/unet3d.lua splits the rows of a feed-forward into chunks; three cases are measured: the chunks of
+--- the separate kernels, the larger chunks of the fused one, and all rows at once.
 --
 --   build/crescent tests/bench/cuda_geglu.lua [--size 256,512] [--dtype f16|bf16]
 --
--- Both are checked first: first and last rows against the CPU's in float32.
+-- Both are checked first: the first and last rows against the CPU in float32.
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
@@ -15,10 +15,10 @@ local sizes, dtype = products.arguments("The feed-forward's first product with G
 
 local WIDE = 2 ^ 26 -- models/networks/unet3d.lua's
 local WAYS = { 'apart', 'one kernel' }
--- channels, pixels a side at 512 px, feed-forwards in a step (spatial and temporal)
+-- channels, pixels per side at 512 px, feed-forwards per step (spatial and temporal)
 local LEVELS = { { 320, 64, 10 }, { 640, 32, 10 }, { 1280, 16, 10 }, { 1280, 8, 6 } }
 
---- Rows of each turn if `widest` elements of a row are the most that is kept.
+--- Rows of each chunk if at most `widest` elements are kept.
 local function turn(rows, widest)
   local turns = math.ceil(rows * widest / WIDE)
   return turns <= 1 and rows or math.ceil(rows / turns / 128) * 128
@@ -32,7 +32,7 @@ local function check(y, w, x)
       local r = nn.linear_geglu({ weight = down(w.weight), bias = down(w.bias) }, down(x:narrow(1, first, 3)))
       local off = (down(y:narrow(1, first, 3)) - r):abs():max():item()
       local near = off <= (dtype == 'f16' and 4e-3 or 3e-2) * r:abs():max():item() -- false for a nan
-      if not near then error(('off by %g'):format(off)) end
+      if not near then error(('error %g'):format(off)) end
     end)
   end
 end
@@ -42,7 +42,8 @@ for _, size in ipairs(sizes) do
   local head = '     M     K     N  times |'
   for _, name in ipairs(WAYS) do head = head .. (' %15s |'):format(name) end
   print(head)
-  -- A step's milliseconds: apart in its turns; the faster way of each shape in the fused turns, and at once.
+  -- Milliseconds of a step: separate kernels in their chunks; the faster choice for each shape in the fused kernel's
+  -- chunks, and for all rows at once.
   local sum = { apart = 0, fused = 0, whole = 0 }
   for _, level in ipairs(LEVELS) do
     local c, side, times = unpack(level)

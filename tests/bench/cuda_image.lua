@@ -1,5 +1,5 @@
---- Time of the picture operations on the card, at the sizes of the pipeline: milliseconds, and GB/s of
---- the bytes that each has to read and write.
+--- Times of the picture operations on a GPU at the sizes of the pipeline: milliseconds, and GB/s of the bytes that
+--- each must read and write.
 --
 --     build/crescent tests/bench/cuda_image.lua
 

@@ -1,24 +1,24 @@
--- Where the time of a UNet step (with guidance, 16 frames) and of the VAE goes on a card: a table of every kind of
--- operation with its calls, kernels, time, TFLOP/s, GB/s and per cent of what the card's limits allow; then how much
--- of the replayed step's (the VAE's: of the run) own time the sum explains.
+-- A profile of a UNet step (with guidance, 16 frames) and of the VAE on a GPU: a table of every kind of operation
+-- with its calls, kernels, time, TFLOP/s, GB/s and percentage of the GPU's limits; then how much of the time of the
+-- replayed step (for the VAE: of the run) their sum explains.
 --
 --     build/crescent tests/bench/cuda_kernels.lua [--size 256,512] [--part unet,vae] [--rows 60] [--checkpoint DIR]
 --         [--quant fp8|FILE.lua]
 --
--- Weights are random unless a checkpoint is named: the time does not depend on them. A first run searches
--- algorithms, which takes some seconds more.
+-- Weights are random unless a checkpoint is given: the time does not depend on them. The first run also searches for
+-- algorithms, which takes a few seconds.
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
 local measure = require 'models.laboratory.measure'
 local profile = require 'cr.tools.profile'
 
-local o = require 'tests.bench.options'.read("Where a step's time goes on a card.", {
+local o = require 'tests.bench.options'.read("Profile of a step on a GPU.", {
   { '--size', default = '256,512', help = 'pixels' },
   { '--part', default = 'unet', help = 'unet, vae or both' },
-  { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
+  { '--rows', 'int', default = 60, min = 1, help = 'number of rows of the table' },
   { '--checkpoint', 'file', help = 'a checkpoint folder instead of random weights' },
-  { '--quant', help = 'fp8 or a list FILE.lua: the UNet so' },
+  { '--quant', help = 'quantization of the UNet: fp8 or a recipe FILE.lua' },
 })
 local info = require 'tests.bench.card' ()
 local device, dtype = 'cuda', 'f16'
@@ -55,7 +55,7 @@ cr.scope(function()
           sum.calls, sum.seconds * 1e3, sum.seconds * 1e5 / ms, sum.least * 1e3,
           case.work and ('; %.0f TFLOP/s on %.2f TFLOP'):format(case.work / ms * 1e3, case.work) or ''))
         print(profile.table(rows, { rows = o.rows }))
-        print(('  (taken in %.0f s; after it %.2f ms)'):format(clock() - start, cr.cuda.time(case.run, 5, device)))
+        print(('  (profiled in %.0f s; after it %.2f ms)'):format(clock() - start, cr.cuda.time(case.run, 5, device)))
         case.free()
       end
     end

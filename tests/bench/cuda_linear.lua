@@ -1,10 +1,10 @@
---- Times of the UNet's linear layers on a card, with the number of times that a step of 2 x 16 frames
--- calls each: TFLOP/s, per cent of what the card's tensor cores reach (725 TFLOP/s on an H200), by the
--- library's first proposal and by the algorithm that the search chose, and what the search took.
+--- Times of the UNet's linear layers on a GPU, with the number of calls in a step of 2 x 16 frames: TFLOP/s and
+--- percentage of the tensor cores' speed (725 TFLOP/s on an H200), for cuBLASLt's first heuristic result and for the
+--- algorithm that the search chose, and the time of the search.
 --
 --   build/crescent tests/bench/cuda_linear.lua [--size 256,512] [--dtype f16|bf16|f32|tf32]
 --
--- Each shape is checked first (its first rows against the CPU's).
+-- Each shape is checked first: its first rows against the CPU.
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local clock = require 'cr.clock'
@@ -12,7 +12,7 @@ local options = require 'tests.bench.options'
 
 local o = options.read("The UNet's linear layers.", {
   options.size,
-  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32', 'tf32' }, help = 'of the operands' },
+  { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'bf16', 'f32', 'tf32' }, help = 'data type of the operands' },
 })
 require 'tests.bench.card' ()
 
@@ -20,11 +20,11 @@ local CEILING = 725
 local sizes, kind = options.numbers(o.size), o.dtype
 local dtype = kind == 'tf32' and 'f32' or kind
 
--- channels, pixels a side at 512 px, spatial transformers, temporal ones
+-- channels, pixels per side at 512 px, spatial transformers, temporal ones
 local LEVELS = { { 320, 64, 5, 5 }, { 640, 32, 5, 5 }, { 1280, 16, 5, 5 }, { 1280, 8, 1, 5 } }
 
--- Layers of a level's blocks: name, columns in and out as multiples of the channels, how often in a
--- spatial and in a temporal transformer, what is fused.
+-- Layers of a level's blocks: name, input and output columns as multiples of the channels, number in a spatial and in
+-- a temporal transformer, fused operations.
 local LAYERS = {
   { 'proj_in', 1, 1, 1, 1, { bias = true } },
   { 'to_q', 1, 1, 1, 0, {} },
@@ -44,7 +44,7 @@ local function check(y, x, w, residual)
     local off = (down(y:slice(1, 1, rows)) - expected):abs():max():item()
     local allowed = ({ f16 = 4e-3, bf16 = 3e-2, f32 = kind == 'tf32' and 5e-3 or 2e-5 })[dtype]
     local near = off <= allowed * expected:abs():max():item() -- false for a nan
-    if not near then error(('off by %g'):format(off)) end
+    if not near then error(('error %g'):format(off)) end
   end)
 end
 

@@ -1,19 +1,19 @@
---- Times of the UNet's products of 16-bit rows on a Hopper: the library's, searched, beside those of our own kernels
--- (kernels/linear/gemm_hopper.h), with the bias and residual that they take along; then TFLOP/s of both, and how much
--- memory ours moves.
+--- Times of the UNet's 16-bit matrix products on Hopper: cuBLASLt's searched algorithms compared with the project's
+--- own kernels (kernels/linear/gemm_hopper.h), with fused bias and residual; then TFLOP/s of both, and the memory
+--- bandwidth of the own kernel.
 --
 --   build/crescent tests/bench/cuda_linear_own.lua [--size 256,512] [--dtype f16|bf16]
 --
--- Microseconds; each result is first compared with the library's. Calls are recorded ten at a time, so that the host's
--- share does not show; the operands of small ones stay in the card's second-level cache from call to call.
+-- Times are in microseconds; each result is first compared with the library's. Ten calls are recorded in a graph, so
+-- that launch overhead is not measured; the operands of small products stay in the L2 cache between calls.
 local cr = require 'cr'
 local nn = require 'cr.nn'
 local environment = require 'tests.support.environment'
 local products = require 'tests.bench.products'
 
-local sizes, dtype = products.arguments('Products of 16-bit rows on a Hopper.')
+local sizes, dtype = products.arguments('Matrix products in 16 bits on Hopper.')
 
--- Rows at 256 px, columns in and out, what it takes along (b bias, r residual).
+-- Rows at 256 px, input and output columns, fused operands (b bias, r residual).
 local SHAPES = {
   { 32768, 320, 320, 'br' }, { 16384, 320, 320, 'br' }, { 16384, 320, 320, '' }, { 16384, 320, 960, '' },
   { 32768, 320, 960, '' }, { 16384, 1280, 320, 'br' }, { 8192, 640, 640, 'br' }, { 8192, 640, 1920, '' },
@@ -31,7 +31,7 @@ local function check(y, library, name)
     local a, b = y:to 'f32', library:to 'f32'
     local off = math.sqrt((a - b):square():sum():item() / b:square():sum():item())
     local near = off <= LIMIT[dtype] -- false for a nan
-    if not near then error(('%s: off by %g from the library'):format(name, off)) end
+    if not near then error(('%s: error %g, compared with the library'):format(name, off)) end
   end)
 end
 

@@ -1,12 +1,12 @@
--- A live session on a card with the full-size networks: how late frames are, whether the card keeps up, whether memory
--- grows, and whether sound and picture are together at the end. Sound comes in pieces of 20 ms at its own pace, and every
--- mouth is made, whether somebody speaks or not.
+-- A live session on a GPU with full-size networks: the latency of frames, whether the GPU is fast enough, whether
+-- memory grows, and whether sound and picture are in sync at the end. Sound arrives in pieces of 20 ms in real time,
+-- and every mouth is generated, also during silence.
 --
 --     build/crescent tests/bench/cuda_live.lua --checkpoint DIR [--cases 256:20,256:8,512:8] [--windows 8] [--seconds 60]
 --         [--quant 8bit] [--idle FILE] [--audio FILE] [--out DIR]
 --
--- A case is pixels:steps. DIR is filled by full_checkpoint.lua if it holds no network. A case takes its seconds and some
--- twenty before them. The table comes last.
+-- A case is pixels:steps. full_checkpoint.lua fills DIR if it contains no network. A case takes its seconds and about
+-- twenty more before. The table is printed last.
 --
 -- Tiny: --checkpoint OUT/none --out OUT --seconds 2
 
@@ -18,18 +18,18 @@ local live = require 'models.latentsync.live'
 local options = require 'tests.bench.options'
 
 local clip = cr.root .. '/models/mini/demo'
-local o = options.read('A live session on a card.', {
-  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
+local o = options.read('A live session on a GPU.', {
+  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder; an empty one is filled' },
   { '--cases', default = '256:20,256:8,512:20', help = 'pixels:steps, one or more' },
-  { '--windows', default = '8', help = 'mouths made together, one or more' },
+  { '--windows', default = '8', help = 'frames per window, one or more' },
   { '--seconds', 'number', default = 60, above = 0, unit = 'seconds', help = 'of sound' },
-  { '--quant', default = '8bit', help = 'as of live' },
+  { '--quant', default = '8bit', help = 'as for `crescent live`' },
   { '--idle', 'file', default = clip .. '.mp4', help = 'the face' },
-  { '--audio', 'file', default = clip .. '.flac', help = 'what it says, over and over' },
+  { '--audio', 'file', default = clip .. '.flac', help = 'the sound, repeated' },
   { '--out', 'file', default = '/tmp', help = 'folder for the videos' },
-  { '--device', default = 'cuda', help = 'as of live; two cards: cuda:0,cuda:1' },
-  { '--every', 'int', default = 1, min = 1, help = 'as of live' },
-  { '--run-in', 'int', min = 0, help = 'as of live' },
+  { '--device', default = 'cuda', help = 'as for `crescent live`; two GPUs: cuda:0,cuda:1' },
+  { '--every', 'int', default = 1, min = 1, help = 'as for `crescent live`' },
+  { '--run-in', 'int', min = 0, help = 'as for `crescent live`' },
 })
 if o.device ~= 'cpu' then require 'tests.bench.card' () end
 
@@ -53,7 +53,7 @@ local function held()
   return { card = card, host = resident() }
 end
 
--- The sound, over and over, for so many seconds: gives its pieces at its own pace.
+-- Feeds this many seconds of the repeated sound in pieces, in real time.
 local function feed(engine, sound, seconds)
   engine:await_start()
   local began, n, at = require 'cr.clock'(), sound:size(1), 0
@@ -69,7 +69,8 @@ local function feed(engine, sound, seconds)
   return start or stop, stop
 end
 
--- Seconds by which the sound of a file is behind the input, looked for over a second that ends `before` the end.
+-- Seconds by which a file's sound is behind the input, found by correlation over one second that ends `before` the
+-- end.
 local function lag_of(path, sound, seconds, expected)
   return cr.scope(function()
     local out = media.load_audio(path, { rate = 16000, channels = 1 })

@@ -1,5 +1,5 @@
--- How long a full-size UNet's weights take from a file in the page cache to a card, and what they take
--- of its memory:
+-- The time to load a full-size UNet's weights from a file in the page cache onto a GPU, and the memory that they use
+-- there:
 --
 --     build/crescent tests/bench/cuda_load.lua [--folder DIR]      for a file of 5 GB
 
@@ -8,7 +8,7 @@ local cr = require 'cr'
 local unet3d = require 'models.networks.unet3d'
 local weights = require 'cr.weights'
 
-local folder = require 'tests.bench.options'.read("How long weights take to a card.", {
+local folder = require 'tests.bench.options'.read("Time of loading weights onto a GPU.", {
   { '--folder', 'file', default = os.getenv 'TMPDIR' or '/tmp', help = 'for a file of 5 GB' },
 }).folder
 require 'tests.bench.card' ()

@@ -1,5 +1,5 @@
--- Operations that only move data, on the card, at the sizes of the UNet at 512 px and the VAE: checked
--- against the CPU on a few rows, then timed: GB/s, and per cent of what the card's memory can do.
+-- Memory-bound operations on a GPU, at the sizes of the UNet at 512 px and the VAE: a few rows are compared with the
+-- CPU, then GB/s and the percentage of the GPU's memory bandwidth are printed.
 --
 --     build/crescent tests/bench/cuda_memory_bound.lua [--bandwidth 4200]      GB/s of the card
 
@@ -7,14 +7,14 @@ local cr = require 'cr'
 local nn = require 'cr.nn'
 local options = require 'tests.bench.options'
 
-local limit = options.read('Operations that only move data.', { options.bandwidth }).bandwidth
+local limit = options.read('Memory-bound operations.', { options.bandwidth }).bandwidth
 require 'tests.bench.card' ()
 
 local device = 'cuda:0'
 local generator = cr.generator(os.time() % 100000, 'philox')
 local function randn(shape, dtype)
   return cr.scope(function()
-    -- one row of numbers drawn on the CPU, different in each row of the card's tensor
+    -- one random row from the CPU, scaled differently for each row of the GPU's tensor
     local n, last = 1, shape[#shape]
     for k = 1, #shape - 1 do n = n * shape[k] end
     local row = cr.randn(last, { generator = generator }):to(device)
@@ -23,7 +23,7 @@ local function randn(shape, dtype)
   end)
 end
 
--- Largest difference of the first rows, relative to the largest number.
+-- The largest difference of the first rows, relative to the largest value.
 local function check(name, result, expected)
   cr.scope(function()
     local a, b = result:to('cpu'):to 'f32', expected:to 'f32'
@@ -83,7 +83,7 @@ for _, size in ipairs { { 32, 4096, 320 }, { 32, 1024, 640 }, { 32, 256, 1280 },
   end)
 end
 
--- A sampling step: latents of a window, and many of them, so that the card is filled.
+-- A sampling step: latents of one window, and of many windows, which fill the GPU.
 for _, shape in ipairs { { 1, 16, 64, 64, 4 }, { 64, 16, 64, 64, 4 } } do
   cr.scope(function()
     local n = 16 * 64 * 64 * 4 * shape[1]

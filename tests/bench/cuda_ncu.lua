@@ -1,25 +1,26 @@
--- Every kernel of one UNet step (with guidance, 16 frames) as Nsight Compute sees it, in its place in the step, with
--- the caches as they are there: calls, time, memory traffic, share; kernels of one name together. cuda_kernels.lua is
--- quicker and knows what each operation computes; this tells kernels apart and what memory really had to give.
+-- Every kernel of one UNet step (with guidance, 16 frames), measured by Nsight Compute in the order of the step, with
+-- warm caches: calls, time, memory traffic, share; kernels with the same name are summed. cuda_kernels.lua is quicker
+-- and knows what each operation computes; this one separates kernels and measures the actual memory traffic.
 --
 --     build/crescent tests/bench/cuda_ncu.lua [--size 256,512] [--rows 60] [--quant fp8|FILE.lua] [--ncu PATH]
 --
--- The program runs itself under ncu, one step without recording. Needs the right to read a card's counters (root).
+-- The program runs itself under ncu, one step without graph recording. It needs permission to read the GPU's counters
+-- (root).
 
 local cr = require 'cr'
 
 local o = require 'tests.bench.options'.read('Every kernel of a UNet step.', {
   { '--size', default = '256,512', help = 'pixels' },
-  { '--rows', 'int', default = 60, min = 1, help = 'of the table' },
-  { '--quant', help = 'fp8 or a list FILE.lua' },
+  { '--rows', 'int', default = 60, min = 1, help = 'number of rows of the table' },
+  { '--quant', help = 'quantization: fp8 or a recipe FILE.lua' },
   { '--ncu', 'file', default = 'ncu', help = "Nsight Compute's program" },
-  { '--child', 'int', help = 'the size at which this is the program that is watched' },
+  { '--child', 'int', help = 'internal: the size for the profiled process' },
 })
 require 'tests.bench.card' ()
 
 local MEMORY = require 'cr.tools.profile'.limits.memory
 
--- ---- the one that is watched ----
+-- ---- the profiled process ----
 
 if o.child then
   local ffi = require 'ffi'
@@ -45,9 +46,9 @@ if o.child then
   os.exit(0)
 end
 
--- ---- the one that watches ----
+-- ---- the process that runs ncu ----
 
--- Fields of a line of CSV, all quoted.
+-- The fields of a line of CSV, all quoted.
 local function fields_of(line)
   local fields = {}
   for text in line:gmatch '"(.-)",?' do fields[#fields + 1] = text end
@@ -82,7 +83,7 @@ local function read(path)
       first = line
     end
   end
-  if #rows == 0 then error('ncu gave no kernels: ' .. (first or 'see ' .. path), 0) end
+  if #rows == 0 then error('ncu reported no kernels: ' .. (first or 'see ' .. path), 0) end
   table.sort(rows, function(a, b) return a.ns > b.ns end)
   return rows
 end

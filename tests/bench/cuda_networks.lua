@@ -1,13 +1,13 @@
--- Times the whole networks on a card beside PyTorch, in one run: a UNet step with guidance, the VAE's
--- encoding and decoding of 16 frames, all in float16; peak memory; and with --error each side's float16
--- error against the golden values, on the same formula weights.
+-- Times the whole networks on a GPU and compares them with PyTorch in one run: a UNet step with guidance, and the
+-- VAE's encoding and decoding of 16 frames, all in float16; peak memory; with --error, each side's float16 error
+-- against the golden values, on the same formula weights.
 --
 --     build/crescent tests/bench/cuda_networks.lua [--ref REF] [--python PYTHON] [--size 256,512]
 --         [--part unet,vae] [--mode eager,graph,compile] [--runs 10] [--error] [--checkpoint DIR]
 --
--- REF is a folder with the reference's packages (see torch_networks_cuda.py); without it only ours is
--- timed. torch.compile takes minutes, so leave its mode out where it is not asked about. Ours: weights of
--- DIR, with --error those of the formula, else random ones.
+-- REF is a folder with the reference's packages (see torch_networks_cuda.py); without it, only Crescent is timed.
+-- torch.compile takes minutes, so omit its mode if you do not need it. Crescent's weights are those of DIR, with
+-- --error formula weights, otherwise random.
 
 local cr = require 'cr'
 local golden = require 'tests.support.golden'
@@ -16,14 +16,14 @@ local measure = require 'models.laboratory.measure'
 local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
 
-local o = require 'tests.bench.options'.read('The networks on a card beside PyTorch.', {
-  { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
-  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch' },
+local o = require 'tests.bench.options'.read('The networks on a GPU, compared with PyTorch.', {
+  { '--ref', 'file', help = "folder of the reference's packages; without it only Crescent is timed" },
+  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'a Python with PyTorch' },
   { '--size', default = '256,512', help = 'pixels' },
   { '--part', default = 'unet,vae', help = 'which networks' },
   { '--mode', default = 'eager,graph,compile', help = "PyTorch's" },
-  { '--runs', 'int', default = 10, min = 1, help = 'of which the median is told' },
-  { '--error', 'flag', help = "each side's error against the golden values too" },
+  { '--runs', 'int', default = 10, min = 1, help = 'number of runs; the median is printed' },
+  { '--error', 'flag', help = "also print each side's error against the golden values" },
   { '--checkpoint', 'file', help = 'a checkpoint folder instead of random weights' },
 })
 require 'tests.bench.card' ()
@@ -97,7 +97,7 @@ cr.scope(function()
         print(('%-16s ours %9.2f ms %7s %6.2f GiB'):format(case.name, ms,
           case.work and ('%.0f TFLOP/s'):format(case.work / ms * 1e3) or '', r.gib))
       else
-        print(('%-16s ours failed: %s'):format(case.name, tostring(ms)))
+        print(('%-16s Crescent failed: %s'):format(case.name, tostring(ms)))
       end
       case.free()
     end

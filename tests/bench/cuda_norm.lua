@@ -1,7 +1,7 @@
--- Normalization, random numbers and temporal attention on the card at the networks' sizes: GB/s, x read
--- once and the result written once, and per cent of what the card's memory can do. Each operation is
--- recorded 20 times in one graph, so that launches cost nothing; small tensors stay in the cache, as
--- they do in a network. A result is checked before it is timed.
+-- Normalization, random numbers and temporal attention on a GPU at the networks' sizes: GB/s for one read of x and
+-- one write of the result, and percentage of the GPU's memory bandwidth. Each operation is recorded 20 times in one
+-- graph, so that launches cost nothing; small tensors stay in the cache, as in a network. Each result is checked
+-- before it is timed.
 --
 --     build/crescent tests/bench/cuda_norm.lua [--only group|layer|temporal|random] [--bandwidth 4200]      GB/s of the card
 
@@ -22,7 +22,7 @@ local function randn(shape) return cr.randn(shape, { generator = generator, dtyp
 
 local CALLS = 20
 
--- `few`, if given, gives a part of the result and what the CPU makes of it.
+-- `few`, if given, returns a part of the result and the CPU's value of it.
 local function row(name, bytes, fn, few)
   cr.scope(function()
     local note = ''

@@ -1,10 +1,10 @@
--- Times the networks on a card in float16 and quantized, in one run: a UNet step with guidance, the VAE's decoding of 16
--- frames, random weights. Ranges of inputs are made up, which costs as much as measured ones.
+-- Times the networks on a GPU in float16 and quantized, in one run: a UNet step with guidance, and the VAE's decoding
+-- of 16 frames, with random weights. Calibrated input ranges are invented; the time does not depend on them.
 --
 --     build/crescent tests/bench/cuda_quant.lua [--size 256,512] [--runs 10] [--recipes none,8bit,int8,int4,FILE.lua]
 --         [--rows] [--profile 40]
 --
--- --rows: as without calibration, where inputs of products are quantized by rows and the VAE's not at all.
+-- --rows: without calibration; then inputs of products are quantized per row, and the VAE's inputs are not quantized.
 
 local cr = require 'cr'
 local apply = require 'models.quantize.apply'
@@ -15,18 +15,18 @@ local profile = require 'cr.tools.profile'
 local recipes = require 'models.quantize.recipe'
 
 local options = require 'tests.bench.options'
-local o = options.read('Networks on a card in float16 and in 8 bits.', {
+local o = options.read('Networks on a GPU in float16 and quantized.', {
   options.size,
-  { '--runs', 'int', default = 10, min = 1, help = 'of which the median is told' },
-  { '--profile', 'int', default = 0, min = 0, help = 'rows of a table of where the time goes' },
-  { '--rows', 'flag', help = 'ranges of inputs are not known' },
-  { '--pixels', 'int', default = 2 ^ 19, min = 1, help = "of the VAE's pictures at once" },
+  { '--runs', 'int', default = 10, min = 1, help = 'number of runs; the median is printed' },
+  { '--profile', 'int', default = 0, min = 0, help = 'rows of the profile; 0: no profile' },
+  { '--rows', 'flag', help = 'without calibrated input ranges' },
+  { '--pixels', 'int', default = 2 ^ 19, min = 1, help = "pixels that the VAE decodes at a time" },
   { '--recipes', default = 'none,8bit,int4', help = 'names or files' },
 })
 require 'tests.bench.card' ()
 local device = 'cuda'
 
--- What is static when ranges are known, and a range of about what such inputs have.
+-- The layers with static quantization, and a typical range of their inputs.
 local STATIC = { { '%.conv[12]?$', 4 / 127 }, { '%.net%.2$', 4 / 127 } }
 
 local function quantize(tree, rows)

@@ -1,11 +1,11 @@
--- What sampling by script costs on a card: whole loops of a scheduler, guidance and caches, beside as
--- many bare replays of the recorded step.
+-- The overhead of sampling in Lua on a GPU: whole sampling loops with a scheduler, guidance and caches, compared with
+-- the same number of bare replays of the recorded step.
 --
 --     build/crescent tests/bench/cuda_sampling.lua [--size 256,512] [--steps 20] [--runs 3]
 --         [--schedulers ddim,dpmpp_2m,unipc,...] [--caches deepcache:3,tea:0.2]
 --
--- LatentSync's own UNet with random weights, float16, windows of 16 frames, guidance 1.5. A loop begins
--- with latents and ends with latents. The median of the runs, after one that records.
+-- It uses LatentSync's own UNet with random weights in float16, windows of 16 frames, and guidance 1.5. A loop begins
+-- and ends with latents. Printed is the median of the runs, after one run that records.
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
@@ -13,10 +13,10 @@ local schedulers = require 'cr.schedulers'
 local guidance = require 'cr.guidance'
 local cache = require 'cr.cache'
 
-local o = require 'tests.bench.options'.read('What sampling by script costs on a card.', {
+local o = require 'tests.bench.options'.read('Overhead of sampling in Lua on a GPU.', {
   { '--size', default = '256,512', help = 'pixels' },
   { '--steps', 'int', default = 20, min = 1, help = 'of a loop' },
-  { '--runs', 'int', default = 3, min = 1, help = 'of which the median is told' },
+  { '--runs', 'int', default = 3, min = 1, help = 'number of runs; the median is printed' },
   { '--schedulers', default = 'ddim,dpmpp_2m,dpmpp_3m_sde,unipc,lms,pndm', help = 'names or files' },
   { '--caches', default = 'deepcache:3,deepcache:3:1,tea:0.2', help = 'step caches' },
 })
@@ -33,8 +33,8 @@ local function seconds_of(fn)
   return clock() - start
 end
 
--- Medians of functions that take turns, after one round that records: a card that grows warm, and
--- slower, does so for all of them.
+-- Medians of functions that run alternately, after one round that records: thermal slowdown of the GPU affects all of
+-- them equally.
 local function medians(...)
   local functions, times = { ... }, {}
   for run = 0, o.runs do
@@ -56,8 +56,8 @@ for size in o.size:gmatch '%d+' do
   local cond, audio = noise(1, F, side, side, c.in_channels - c.out_channels), noise(F, 50, c.cross_attention_dim)
   local start = noise(1, F, side, side, c.out_channels)
 
-  -- The recorded step alone, as often as a loop has steps: its inputs copied in, launched, its
-  -- results copied out.
+  -- The recorded step only, as often as a loop has steps: inputs are copied in, the graph is launched, results are
+  -- copied out.
   local single = unet:denoiser { cond = cond, audio = audio, guidance = 1.5, timesteps = { 981 } }
   for _ = 1, 3 do single:predict(start, 1) end
   local _, step = next(single.state.steps)
@@ -65,7 +65,7 @@ for size in o.size:gmatch '%d+' do
     for _ = 1, o.steps do cr.scope(step, start, single.times) end
   end
 
-  -- Seconds of a loop, its calls, what the cache counted, and seconds of the other, which took turns.
+  -- Seconds of a loop, its calls, the cache's counters, and seconds of the other function, which ran alternately.
   local function loop(name, plan, other)
     local s = schedulers.load(name, { steps = o.steps })
     s:use(cr.generator(1, 'philox'))

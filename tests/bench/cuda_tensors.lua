@@ -1,12 +1,12 @@
--- Operations of tensors on the card, large (64 MB and more) and small: milliseconds each. torch_tensors.py runs it and PyTorch
--- in one go and prints both.
+-- Tensor operations on a GPU, on large tensors (64 MB and more) and small ones: milliseconds each. torch_tensors.py
+-- runs it and PyTorch together and prints both.
 --
 --     build/crescent tests/bench/cuda_tensors.lua [--only topk,sort] [--json]
 
 local cr = require 'cr'
 local options = require 'tests.bench.options'
 
-local o = options.read('Operations of tensors on the card.', {
+local o = options.read('Tensor operations on a GPU.', {
   { '--only', default = '', help = 'only rows whose names contain one of these words, separated by commas' },
   { '--json', 'flag', help = 'for torch_tensors.py' },
 })
@@ -21,7 +21,7 @@ local function row(name, fn)
   if not o.json then print(('%-32s %9.4f ms'):format(name, times[name])) end
 end
 
--- The same names as in torch_tensors.py.
+-- These are the same names as in torch_tensors.py.
 for size, shape in pairs { large = { 4096, 8192 }, small = { 32, 64 } } do
   cr.scope(function()
     local x, y = cr.randn(shape, { device = 'cuda' }), cr.randn(shape, { device = 'cuda' })
@@ -69,7 +69,7 @@ for size, shape in pairs { large = { 4096, 8192 }, small = { 32, 64 } } do
   end)
 end
 
--- A sampling step: the operation that is there for it, the same written in Lua and recorded, and a formula.
+-- A sampling step: the built-in operation, the same in recorded Lua, and a formula.
 cr.scope(function()
   local xs = {}
   for k = 1, 3 do xs[k] = cr.randn({ 64, 16, 64, 64, 4 }, { device = 'cuda' }) end

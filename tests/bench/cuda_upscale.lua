@@ -1,13 +1,13 @@
---- The upscaling networks on a card, whole frames as `crescent upscale` makes them (recorded, checked for numbers that
--- are not finite, rounded to 8 bits): median ms, TFLOP/s, per cent of the tensor cores' limit, memory.
+--- The upscaling networks on a GPU, for whole frames as `crescent upscale` computes them (recorded, with the check
+--- for non-finite values, rounded to 8 bits): median ms, TFLOP/s, percentage of the tensor cores' limit, memory.
 --
 --     build/crescent tests/bench/cuda_upscale.lua [--net x4plus,animevideov3] [--runs 20] [--limit 790]
 --         [--video FILE [--scale 2]]
 --
--- With a video also the whole command beside its parts, frames/s each, on the same frames: the network on those that
--- are on the card, the encoder on those that are ready for it (main memory: 12 MB for each of 2160p), and all of it as
--- `crescent upscale` does it.
--- Checked first: a small picture in float16 against float32 on the CPU. PyTorch's side: torch_upscale.py.
+-- With a video, it also compares the whole command with its parts on the same frames, in frames/s: only the network
+-- on frames on the GPU, only the encoder on finished frames (12 MB of host memory for each 2160p frame), and
+-- `crescent upscale`. First, a small picture in float16 is compared with float32 on the CPU. torch_upscale.py
+-- measures PyTorch.
 
 local cr = require 'cr'
 local clock = require 'cr.clock'
@@ -17,12 +17,12 @@ local media = require 'cr.media'
 local networks = require 'models.upscale.networks'
 local options = require 'tests.bench.options'
 
-local o = options.read('The upscaling networks on a card.', {
+local o = options.read('The upscaling networks on a GPU.', {
   { '--net', default = 'animevideov3,x4plus', help = 'which' },
-  { '--runs', 'int', default = 20, min = 1, help = 'of which the median is told' },
-  { '--limit', 'int', default = 790, min = 1, unit = 'TFLOP/s', help = 'of a large product in 16 bits on this card' },
-  { '--video', 'file', help = 'that the whole command is timed with' },
-  { '--scale', 'number', default = 2, min = 1, help = 'of the video' },
+  { '--runs', 'int', default = 20, min = 1, help = 'number of runs; the median is printed' },
+  { '--limit', 'int', default = 790, min = 1, unit = 'TFLOP/s', help = 'speed of a large 16-bit matrix product on this GPU' },
+  { '--video', 'file', help = 'a video to time the whole command' },
+  { '--scale', 'number', default = 2, min = 1, help = 'scale for the video' },
 })
 require 'tests.bench.card' ()
 local device = 'cuda:0'

@@ -1,17 +1,17 @@
--- Times whole runs on a card with the full-size networks: frames a second, seconds to the first step,
--- the report's split by stage, peak memory, and how busy the card was once the first step was done.
+-- Times whole runs on a GPU with full-size networks: frames per second, seconds to the first step, the report's times
+-- by stage, peak memory, and GPU utilization after the first step.
 --
 --     build/crescent tests/bench/cuda_whole.lua --checkpoint DIR [--video FILE] [--audio FILE] [--size 256,512]
 --         [--steps 20] [--runs 2] [--out DIR] [--sample 500] [--timeline 0] [--more='OPTIONS OF LIPSYNC']
 --
--- With --timeline N the last N runs of each size tell what happened when and where the card stood still, which costs
--- them some 20 ms (whole_timeline.lua).
+-- With --timeline N, the last N runs of each size print a timeline with the idle times of the GPU, which costs them
+-- about 20 ms (whole_timeline.lua).
 --
--- Busy is what nvidia-smi says every SAMPLE milliseconds: the share of its own last period, some tenths of a
--- second, in which a kernel ran. Asking costs the run time; 0 does not ask.
+-- Utilization is sampled with nvidia-smi every SAMPLE milliseconds: the share of its own last period (some tenths of
+-- a second) in which a kernel ran. Sampling slows the run down; 0 disables it.
 --
--- DIR is filled by full_checkpoint.lua if it holds no network. Algorithms are remembered in OUT/cache: the
--- first run of the first size is a card's first, the last of each size is one that finds them.
+-- full_checkpoint.lua fills DIR if it contains no network. Algorithms are cached in OUT/cache: the first run of the
+-- first size is a GPU's first run, the last run of each size finds them in the cache.
 --
 -- Tiny: --checkpoint OUT/none --out OUT
 
@@ -22,15 +22,15 @@ local lfs = require 'lfs'
 
 local clip = cr.root .. '/models/mini/demo'
 local o = require 'tests.bench.options'.read('Whole runs on a card.', {
-  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder, filled if it is empty' },
+  { '--checkpoint', 'file', required = true, help = 'a checkpoint folder; an empty one is filled' },
   { '--video', 'file', default = clip .. '.mp4', help = 'the face' },
-  { '--audio', 'file', default = clip .. '.flac', help = 'what it shall say' },
+  { '--audio', 'file', default = clip .. '.flac', help = 'the sound' },
   { '--size', default = '256,512', help = 'pixels' },
   { '--steps', 'int', default = 20, min = 1, help = 'denoising steps' },
-  { '--runs', 'int', default = 2, min = 1, help = 'of each size' },
-  { '--out', 'file', default = '/tmp', help = 'folder for results and remembered algorithms' },
-  { '--sample', 'int', default = 500, min = 0, unit = 'milliseconds', help = 'between questions whether the card is busy; 0: none' },
-  { '--timeline', 'int', default = 0, min = 0, help = 'the last N runs of a size tell what happened when' },
+  { '--runs', 'int', default = 2, min = 1, help = 'runs of each size' },
+  { '--out', 'file', default = '/tmp', help = 'folder for results and the cache of algorithms' },
+  { '--sample', 'int', default = 500, min = 0, unit = 'milliseconds', help = 'interval of utilization samples; 0: none' },
+  { '--timeline', 'int', default = 0, min = 0, help = 'the last N runs of each size print a timeline' },
   { '--more', default = '', help = "options of lipsync, as --more='--rng philox'" },
 })
 require 'tests.bench.card' ()
@@ -42,14 +42,14 @@ if not lfs.attributes(o.checkpoint .. '/latentsync_unet.safetensors') then
   print(('checkpoint written in %.0f s'):format((uv.hrtime() - start) * 1e-9))
 end
 
--- Seconds of the day, as nvidia-smi's timestamps have them.
+-- Seconds of the day, like nvidia-smi's timestamps.
 local function time_of_day()
   local seconds, micro = uv.gettimeofday()
   local d = os.date('*t', seconds)
   return d.hour * 3600 + d.min * 60 + d.sec + micro * 1e-6
 end
 
--- Share of time that a kernel ran, in per cent, between two times of the day.
+-- Percentage of time with a running kernel, between two times of the day.
 local function busy(path, from, to)
   local sum, n = 0, 0
   for line in io.lines(path) do
@@ -87,7 +87,7 @@ for size in o.size:gmatch '%d+' do
       file:close()
       local first = report.first_step_seconds or 0
       local used, n = busy(samples, start + first, start + report.seconds)
-      print(('%s px, run %d: %d frames in %.2f s (%.2f with start and hashes), %.2f frames a second; first step after %.2f s; card busy %s')
+      print(('%s px, run %d: %d frames in %.2f s (%.2f with start and hashes), %.2f frames/s; first step after %.2f s; GPU busy %s')
         :format(size, run, report.frames, report.seconds, took, report.frames / report.seconds, first,
           used and ('%.0f %% of %d samples'):format(used, n) or 'unknown'))
       local card = report.card or {}

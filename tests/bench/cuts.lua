@@ -11,12 +11,12 @@
 local cr = require 'cr'
 local cuts = require 'models.latentsync.cuts'
 local media = require 'cr.media'
-local o = require 'tests.bench.options'.read('Shots of films whose cuts are known.', {
-  { '--clips', 'folder', help = "with demo/demo1_video.mp4 and demo2_video.mp4, two real people's" },
+local o = require 'tests.bench.options'.read('Accuracy of cut detection.', {
+  { '--clips', 'folder', help = "folder with demo/demo1_video.mp4 and demo2_video.mp4, clips of two real people" },
   { '--only', default = '', help = 'transitions whose names contain this text' },
-  { '--lengths', default = '8,16,25', help = 'frames that wipes and slides take' },
-  { '--noise', 'number', default = 0, min = 0, max = 50, help = "a camera's, in levels" },
-  { '--show', 'flag', help = 'each film that is not right' },
+  { '--lengths', default = '8,16,25', help = 'lengths of wipes and slides in frames' },
+  { '--noise', 'number', default = 0, min = 0, max = 50, help = "camera noise, in levels" },
+  { '--show', 'flag', help = 'list the films with errors' },
 })
 
 local H, W, BEFORE, AFTER = 180, 320, 14, 22 -- of a film: frames before and after a transition
@@ -242,4 +242,4 @@ for _, kind in ipairs(order) do
   local row = kinds[kind]
   print(('%-40s %6d %6s %12d'):format(kind, row.films, kind:find '^none' and '' or row.found, row.extra))
 end
-print(('%.2f ms of the processor a frame'):format(spent * 1e3 / math.max(1, frames)))
+print(('%.2f ms of CPU time per frame'):format(spent * 1e3 / math.max(1, frames)))

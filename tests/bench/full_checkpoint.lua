@@ -1,5 +1,5 @@
--- Writes a checkpoint folder of LatentSync's full-size networks with weights by the formula (untrained):
--- for measuring whole runs where the real weights are not at hand. Takes about 15 seconds.
+-- Writes a checkpoint folder of LatentSync's full-size networks with formula weights (untrained), to measure whole
+-- runs without the real weights. It takes about 15 seconds.
 --
 --     build/crescent tests/bench/full_checkpoint.lua DIR [--dtype f16]      f16 (2.7 GB), f32 or bf16
 --
@@ -13,8 +13,8 @@ local vae = require 'models.networks.vae'
 
 local o = require 'cr.tools.cli'.parse(arg, {
   name = 'tests/bench/full_checkpoint.lua', summary = "LatentSync's full-size networks, untrained.", options = {
-    { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'f32', 'bf16' }, help = 'of the weights' },
-    { '--part', 'choice', default = 'all', choices = { 'all', 'vae' }, help = 'the autoencoder alone, or all' },
+    { '--dtype', 'choice', default = 'f16', choices = { 'f16', 'f32', 'bf16' }, help = 'data type of the weights' },
+    { '--part', 'choice', default = 'all', choices = { 'all', 'vae' }, help = 'only the autoencoder, or everything' },
   }, positional = { { 'dir', 'file', help = 'the folder to write' } },
 })
 local dir, dtype = o.dir, o.dtype
@@ -25,7 +25,7 @@ local function write(path, expected)
   cr.scope(function()
     local all = {}
     for _, e in ipairs(expected) do
-      -- The position encoding is a table of sines that the network makes itself.
+      -- The network computes the sinusoidal position encoding itself.
       if not e.name:find '%.pe$' then
         all[e.name] = cr.scope(function() return formula.tensor(e.name, e.shape, { kind = 'weight' }):to(dtype) end)
       end

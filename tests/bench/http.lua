@@ -1,6 +1,7 @@
---- The HTTP server beside what it must bear: connections that wait, small requests, a large upload, a large file.
+--- The HTTP server under load: idle connections, small requests, a large upload, a large file.
 --
--- The server is a process of its own, whose memory is told; the clients are this one, so that each has a processor.
+-- The server is a separate process, whose memory is printed; the clients are this process, so that each has its own
+-- core.
 --
 -- Tiny: --connections 20 --requests 50 --megabytes 2
 
@@ -8,10 +9,10 @@ local child = require 'tests.support.child'
 local cr = require 'cr'
 local uv = require 'cr.loop'.uv
 
-local o = require 'tests.bench.options'.read('Requests a second, MB a second, and memory of the HTTP server.', {
-  { '--connections', 'int', default = 1000, min = 1, help = 'that wait, eight times one after another' },
+local o = require 'tests.bench.options'.read('Requests per second, MB per second and memory of the HTTP server.', {
+  { '--connections', 'int', default = 1000, min = 1, help = 'idle connections; eight rounds' },
   { '--requests', 'int', default = 20000, min = 1, help = 'over 50 connections' },
-  { '--megabytes', 'int', default = 1000, min = 1, help = 'that are sent up and down' },
+  { '--megabytes', 'int', default = 1000, min = 1, help = 'size of the upload and the download' },
 })
 
 local SERVER = child.file('server.lua', [[
@@ -39,7 +40,7 @@ local function memory()
   end
 end
 
--- A connection: :ask(text) sends and returns what comes up to `ending`; :count() waits for so many bytes.
+-- A connection: :ask(text) sends a request and returns the answer up to `ending`; :count() reads a number of bytes.
 local Client = {}
 Client.__index = Client
 
@@ -93,7 +94,7 @@ local function small_requests()
       client.tcp:close()
     end
   end
-  print(('requests: %.0f a second over 50 connections'):format(o.requests / seconds(function() cr.all(tasks) end)))
+  print(('requests: %.0f per second over 50 connections'):format(o.requests / seconds(function() cr.all(tasks) end)))
 end
 
 local function large_bodies(path)

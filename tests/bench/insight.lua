@@ -11,10 +11,10 @@ local insight = require 'models.latentsync.insight'
 local landmarks = require 'models.networks.insight_landmarks'
 
 local bench_options = require 'tests.bench.options'
-local o = bench_options.read("Times InsightFace's finder.", {
-  { '--pack', 'folder', required = true, help = 'with det_10g.onnx and 2d106det.onnx' },
+local o = bench_options.read("Times InsightFace's detector.", {
+  { '--pack', 'folder', required = true, help = 'folder with det_10g.onnx and 2d106det.onnx' },
   { '--size', default = '720,1280', help = 'height and width of the frame' },
-  { '--runs', 'int', default = 15, min = 1, help = 'after two that are not counted' },
+  { '--runs', 'int', default = 15, min = 1, help = 'runs, after two that are not counted' },
   { '--device', 'string', default = 'cpu', metavar = 'NAME', help = 'cpu or cuda' },
 })
 
@@ -37,7 +37,7 @@ local function time(name, fn)
     end)
   end
   table.sort(times)
-  print(('%-20s least %.2f ms, middle %.2f ms'):format(name, times[1], times[math.ceil(#times / 2)]))
+  print(('%-20s minimum %.2f ms, median %.2f ms'):format(name, times[1], times[math.ceil(#times / 2)]))
 end
 
 cr.scope(function()

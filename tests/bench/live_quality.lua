@@ -1,7 +1,7 @@
--- How well lips follow a sound that is heard while it comes, beside a job that hears all of it: SyncNet's confidence of the
--- small model's clip for windows of some sizes and some seconds heard ahead, how long a window takes on this device, and how many
--- seconds of a processor a mouth does: `live` on a CPU makes 5 a second.
--- Without a clock: what a window hears is cut off where it would be.
+-- The lip-sync quality of live sessions, compared with a job that has the whole sound: SyncNet's confidence on the small model's
+-- clip for several window sizes and look-aheads, the time of a window on this device, and the CPU seconds per generated mouth:
+-- `live` on a CPU generates 5 per second. It runs without a clock: the sound of each window is truncated where it would end in a
+-- live session.
 --
 --     build/crescent tests/bench/live_quality.lua [--windows 16,8,4] [--run-in 0] [--ahead 0,40,100,200] [--spans 8] [--audio A,B]
 --         [--checkpoint models/mini] [--steps 10] [--seconds 5] [--device cpu] [--out DIR]
@@ -18,17 +18,17 @@ local media = require 'cr.media'
 local options = require 'tests.bench.options'
 
 local clip = cr.root .. '/models/mini/demo'
-local o = options.read('Lips that follow a sound while it comes.', {
-  { '--windows', default = '16,8,4', help = 'mouths made together' },
-  { '--run-in', default = '0', help = 'frames before a window that it sees' },
-  { '--ahead', default = '0,40,100,200', unit = 'milliseconds', help = 'heard ahead of a frame' },
-  { '--spans', default = '8', unit = 'seconds', help = 'that Whisper hears together; 30: its whole segment' },
+local o = options.read('Lip-sync quality of live sessions.', {
+  { '--windows', default = '16,8,4', help = 'frames per window' },
+  { '--run-in', default = '0', help = 'frames before a window that it gets as context' },
+  { '--ahead', default = '0,40,100,200', unit = 'milliseconds', help = 'look-ahead of the sound' },
+  { '--spans', default = '8', unit = 'seconds', help = 'sound that Whisper encodes together; 30: its whole segment' },
   { '--audio', default = clip .. '.flac', help = 'sounds, one or more' },
   { '--video', 'file', default = clip .. '.mp4', help = 'the face' },
   { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'the model' },
   { '--steps', 'int', default = 10, min = 1, help = 'denoising steps' },
-  { '--seconds', 'number', default = 5, above = 0, unit = 'seconds', help = 'of each sound' },
-  { '--device', default = 'cpu', help = 'as of live' },
+  { '--seconds', 'number', default = 5, above = 0, unit = 'seconds', help = 'length of each sound' },
+  { '--device', default = 'cpu', help = 'as for `crescent live`' },
   { '--out', 'file', default = '/tmp', help = 'folder for the videos' },
 })
 local LONGER_THAN = 20
@@ -51,7 +51,7 @@ local function offline(sound)
   return judged(path)
 end
 
--- A video of the session's clip by a sound, window by window. Returns the seconds that a window takes, after the first.
+-- Makes a video of the session's clip with a sound, window by window. Returns the seconds per window, without the first.
 local function film(session, maker, sound, path, window, run_in, ahead, span)
   local x = media.load_audio(sound, { rate = 16000, channels = 1, s16 = true, seconds = 3600 })
   local total = math.min(math.floor(x:numel() / 640), math.floor(o.seconds * 25))

@@ -4,8 +4,8 @@
 --
 -- Tiny: --short 1 --long 2 --bar 10
 --
--- The network is tiny and runs on windows of 64 pixels, so that the run is short; the frames are 1080p
--- and the sound is longer than the video, so decoding backward counts too (the video lasts 9/10 of it).
+-- The network is tiny and its windows have 64 pixels, so that the run is short; the frames are 1080p. The video lasts
+-- 9/10 of the sound, so that decoding backward is measured, too.
 
 local cr = require 'cr'
 local child = require 'tests.support.child'
@@ -13,10 +13,10 @@ local scratch = require 'tests.support.scratch'
 local cjson = require 'cjson'
 
 io.stdout:setvbuf 'line'
-local o = require 'tests.bench.options'.read('Memory of a short and a long run.', {
+local o = require 'tests.bench.options'.read('Memory of a short run and a long run.', {
   { '--short', 'int', default = 20, min = 1, unit = 'seconds', help = 'of the first video' },
   { '--long', 'int', default = 120, min = 1, unit = 'seconds', help = 'of the second' },
-  { '--bar', 'number', default = 1.05, help = 'largest ratio of what they hold' },
+  { '--bar', 'number', default = 1.05, help = 'largest allowed ratio of their memory' },
 })
 local dir = child.folder
 local checkpoint = dir .. '/checkpoint'

@@ -1,19 +1,19 @@
--- How far the result of every scheduler is from that of DDIM with 100 steps, on the small model and the demo's clip: the
+-- The difference of every scheduler's result from DDIM with 100 steps, on the small model and the demo's clip: the
 -- table of lua/README.md, as Markdown.
 --
 --     build/crescent tests/bench/methods.lua [--steps 5,10,20] [--windows 2] [--device cpu] [--only ddim,dpmpp_2m]
 --         [--checkpoint models/mini] [--reference ddim:100] [--frames 16] [--markdown FILE] [--json FILE]
 --
--- The file of --json is written after each method; what it holds of the same settings is not measured again.
+-- The file of --json is written after each method; results in it for the same settings are not measured again.
 --
 -- Tiny: --steps 1 --reference ddim:2 --windows 1 --frames 2 --only euler
 --
--- Figures are PSNR in dB of the mouth's pixels, those that are made anew, as 8-bit RGB, and the relative L2 error of the
--- final latents against the reference's. LatentSync's DDIM leaves a little noise at the end (that of
--- alphas_cumprod[0]), the others none unless final_sigma=sigma_min: in latents that alone is a distance of 0.03.
--- Steps are calls of the network: methods that make more calls than asked for, such as heun, are measured where they
--- make the same number or the next smaller. Methods that draw noise on the way come to another picture by design and
--- stand apart.
+-- Measured are PSNR in dB of the regenerated pixels (the mouth) as 8-bit RGB, and the relative L2 error of the final
+-- latents compared with the reference's. LatentSync's DDIM leaves a little noise at the end (that of
+-- alphas_cumprod[0]), the others none unless final_sigma=sigma_min: this alone is an error of 0.03 in the latents.
+-- Steps are calls of the network: methods with more calls per step, such as heun, are measured with the same number
+-- of calls or the next smaller possible one. Stochastic methods converge to another picture by design and are listed
+-- separately.
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -22,23 +22,23 @@ local insert = require 'tests.support.insert'
 local json = require 'cr.json'
 local schedulers = require 'cr.schedulers'
 
-local o = require 'tests.bench.options'.read("Every scheduler's distance from DDIM with 100 steps.", {
+local o = require 'tests.bench.options'.read("Every scheduler's difference from DDIM with 100 steps.", {
   { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'a checkpoint folder with a demo' },
   { '--steps', default = '5,10,20', help = 'calls of the network' },
   { '--windows', 'int', default = 2, min = 1, help = 'of frames' },
   { '--frames', 'int', default = 16, min = 1, help = 'of a window' },
   { '--only', help = 'names of methods' },
   { '--reference', default = 'ddim:100', help = 'method and steps' },
-  { '--device', default = 'cpu', help = 'cpu or a card' },
-  { '--markdown', 'file', help = 'where the table goes' },
-  { '--json', 'file', help = 'where the figures go, and where a run that was ended goes on from' },
+  { '--device', default = 'cpu', help = 'cpu or a GPU' },
+  { '--markdown', 'file', help = 'file for the table, in Markdown' },
+  { '--json', 'file', help = 'file for the results; an interrupted run continues from it' },
 })
 local counts = {}
 for n in o.steps:gmatch '%d+' do counts[#counts + 1] = tonumber(n) end
 local reference, reference_steps = o.reference:match '^(.*):(%d+)$'
 if not reference then cli.fail(("--reference: '%s' is not of the form ddim:100"):format(o.reference)) end
 
--- Methods for networks that predict something else than the noise.
+-- Methods for networks that do not predict the noise.
 local OTHERS = { ddim_zsnr_v = true }
 
 local names = {}
@@ -53,7 +53,8 @@ else
     'dpmpp_3m:final_sigma=sigma_min', 'unipc:final_sigma=sigma_min' } do names[#names + 1] = name end
 end
 
--- Steps to ask for so that the network is called `calls` times or less, and how often it is; nil if that cannot be.
+-- The number of steps that calls the network at most `calls` times, and the actual number of calls; nil if there is
+-- none.
 local function steps_for(name, calls)
   for steps = calls, 1, -1 do
     local ok, s = pcall(schedulers.load, name, { steps = steps })
@@ -61,7 +62,7 @@ local function steps_for(name, calls)
   end
 end
 
--- All faces of a sample as bytes' values, f32 [n S S 3] on the CPU, window by window.
+-- All faces of a sample with 8-bit values, f32 [n S S 3] on the CPU, window by window.
 local function faces_of(sample)
   local faces = {}
   for w, latents in ipairs(sample.latents) do
@@ -74,7 +75,7 @@ local function faces_of(sample)
   return faces
 end
 
--- Relative distance of the latents, and PSNR of the mouth, over all windows.
+-- The relative error of the latents and PSNR of the mouth, over all windows.
 local function distances(sample, faces, truth, true_faces, mouth)
   local difference, length, squares, count = 0, 0, 0, 0
   for w, a in ipairs(sample.latents) do
@@ -111,10 +112,10 @@ local function measured(run, options)
   io.stderr:write(('%s: %s\n'):format(options.scheduler, tostring(sample)))
 end
 
--- What decides the figures, but for the methods.
+-- All settings that affect the results, except the methods.
 local SETTINGS = { reference = o.reference, calls = counts, windows = o.windows, frames = o.frames, checkpoint = o.checkpoint }
 
--- The rows that an earlier run has written, by name.
+-- The rows written by an earlier run, by name.
 local function earlier_rows()
   local text = o.json and files.read(o.json)
   local rows = {}

@@ -1,19 +1,18 @@
--- Measures the small model against what it must reach: a table, JSON and a contact sheet.
+-- Measures the small model and checks its acceptance criteria: a table, JSON and a contact sheet.
 --
 --     build/crescent tests/bench/mini.lua --clips CLIPS [--checkpoint models/mini] [--json FILE] [--sheet FILE]
 --         [--markdown FILE] [--out FOLDER] [--most N] [--steps N] [--guidance X] [--device cpu] [--time yes|no] [--shift 4]
---     ... --part 2/8 --json part2.json          every eighth clip, from the second on; no table
---     ... --join part1.json,part2.json,...      the table of what parts measured
+ -- every eighth clip, from the second on; no table
+ -- the table of the parts' measurements
 --
--- CLIPS is what models/mini/train/clips.py renders. Generated are, of each clip, its face saying the
--- pair's sentence; of the first sixteen also the face beside a silent sound. Openings of pictures are read by
--- models/face: distance of the inner lips over the mouth's width. Each face is first read as it was rendered, with an
--- opening that the renderer knows: where the mesh does not follow that (correlation below 0.7: some beards and
--- glasses), what it says of the generated clip is left out, and counted as left out. Lips rendered closed are not 0 in
--- the mesh; silence is judged by what is above the reading of the same face's closed lips. Mismatched is a generated
--- clip beside what its face said before. The time is that of the command lipsync on the CPU, scaled to 125 frames where
--- the sound is shorter.
--- Exits with 1 if a clip could not be measured; a bar that is not met is no error.
+-- CLIPS is the output of models/mini/train/clips.py. For each clip, its face is generated with the pair's sentence;
+-- for the first sixteen, also with a silent sound. models/latentsync/face.lua measures the opening of the mouth:
+-- distance of the inner lips divided by the mouth's width. Each rendered face is measured first, since its true
+-- opening is known. If the mesh does not follow it (correlation below 0.7: some beards and glasses), the generated
+-- clip is not used, and is counted. The mesh does not read closed lips as 0, so silence is judged relative to the
+-- reading of the same face's closed lips. "Mismatched" compares a generated clip with the previous sound of its face.
+-- The time is that of the command lipsync on the CPU, scaled to 125 frames if the sound is shorter. The exit status
+-- is 1 if a clip could not be measured; an unmet criterion is not an error.
 --
 -- Tiny: --clips OUT/none => render the clips
 
@@ -28,19 +27,19 @@ local measure = require 'tests.bench.mini_measure'
 local sheet = require 'models.laboratory.face_sheet'
 
 local SILENT, SHEETS, BAR_CLIPS, TRACK = 16, 4, 40, 20
-local CLOSED, READABLE = 0.01, 0.7 -- opening of lips that are rendered closed; correlation of a mesh that follows them
+local CLOSED, READABLE = 0.01, 0.7 -- the opening of lips that are rendered closed; the least correlation of a mesh that follows the lips
 
-local o = require 'tests.bench.options'.read('The small model against what it must reach.', {
+local o = require 'tests.bench.options'.read('The small model and its acceptance criteria.', {
   { '--clips', 'file', required = true, help = 'the folder that models/mini/train/clips.py renders' },
   { '--checkpoint', 'file', default = cr.root .. '/models/mini', help = 'a checkpoint folder' },
-  { '--json', 'file', help = 'where the figures go' },
-  { '--sheet', 'file', help = 'where the contact sheet goes' },
-  { '--markdown', 'file', help = 'where the table goes' },
-  { '--out', 'file', default = '/tmp', help = 'folder for what is generated' },
+  { '--json', 'file', help = 'file for the results' },
+  { '--sheet', 'file', help = 'file for the contact sheet' },
+  { '--markdown', 'file', help = 'file for the table, in Markdown' },
+  { '--out', 'file', default = '/tmp', help = 'folder for generated videos' },
   { '--most', 'int', default = 1000, min = 1, help = 'clips' },
   { '--steps', 'int', min = 1, help = 'instead of the checkpoint\'s' },
   { '--guidance', 'number', help = 'instead of the checkpoint\'s' },
-  { '--device', default = 'cpu', help = 'cpu or a card' },
+  { '--device', default = 'cpu', help = 'cpu or a GPU' },
   { '--time', 'choice', default = 'yes', choices = { 'yes', 'no' }, help = 'whether the command lipsync is timed' },
   { '--shift', 'int', default = 4, min = 1, help = 'frames by which the sound is delayed' },
   { '--part', default = '1/1', help = 'K/N: every Nth clip, from the Kth on' },
@@ -59,10 +58,10 @@ local function read_json(path)
 end
 
 if not exists(o.clips .. '/clips.json') then
-  cli.fail(o.clips .. '/clips.json is not there: render the clips with `python -m train.clips --out ' .. o.clips .. '` (models/mini/train)')
+  cli.fail(o.clips .. '/clips.json is missing: render the clips with `python -m train.clips --out ' .. o.clips .. '` (models/mini/train)')
 end
 if not exists(o.checkpoint .. '/latentsync_unet.safetensors') and not exists(o.checkpoint .. '/latentsync_unet.pt') then
-  cli.fail(o.checkpoint .. ' holds no network: train it and export it (models/mini/train/README.md), or name another --checkpoint')
+  cli.fail(o.checkpoint .. ' contains no network: train it and export it (models/mini/train/README.md), or name another --checkpoint')
 end
 local part, parts = o.part:match '^(%d+)/(%d+)$'
 part, parts = tonumber(part), tonumber(parts)
@@ -88,13 +87,13 @@ local function load()
   model = require 'models.latentsync'.load(o.checkpoint, { device = o.device })
   finder_in = require 'models.latentsync.face'.load { range = 'full', track = true }
   finder_out = require 'models.latentsync.face'.load { range = 'full', track = true }
-  -- A mesh whose cut is tracked follows the lips best; one from a detected cut reads closed lips nearest to 0.
+  -- A mesh from a tracked face follows the lips best; one from a detected face reads closed lips nearest to 0.
   finder_still = require 'models.latentsync.face'.load { range = 'full' }
   finder_all = measure.remembering(require 'models.latentsync.face'.load { range = 'full' })
   judge = has_syncnet and require 'models.laboratory.evaluate'.open { syncnet = syncnet, finder = finder_all }
 end
 
---- {confidence, offset}, or nil and a note.
+--- Returns {confidence, offset}, or nil and a note.
 local function judged(video, audio)
   if not judge then return {} end
   local ok, result = pcall(function() return cr.scope(function()
@@ -107,8 +106,8 @@ local function judged(video, audio)
   return {}
 end
 
---- The face of a video says a sound. Returns the curves of input and output (unless that is left out), and the
---- output's without tracking, of every third frame.
+--- Generates a face with a sound. Returns the opening curves of input and output (unless the face cannot be read),
+--- and the output's without tracking, for every third frame.
 local function make(video, audio, out, rows)
   local before, after, still = measure.curves(finder_in), measure.curves(finder_out), measure.curves(finder_still)
   measure.generate(model, video, audio, {
@@ -143,7 +142,7 @@ local function curves_of(video, row)
   return c
 end
 
---- What the mesh reads of lips that are known to be closed: every third frame of a rendered clip whose own opening is
+--- The mesh's reading of lips that are known to be closed: every third frame of a rendered clip with the true opening
 --- `truth`.
 local function closed_frames(video, truth)
   local curve, i = measure.curves(finder_still), 0
@@ -155,7 +154,7 @@ local function closed_frames(video, truth)
   return curve
 end
 
-local function mean_opening(curves) -- over the frames in which a face was found
+local function mean_opening(curves) -- over the frames with a detected face
   local values = {}
   for i = 1, curves.n do add(values, curves.opening[i]) end
   return measure.mean(values)
@@ -169,11 +168,11 @@ local function measure_clip(number, entry)
   local video, spoken, readable = at(entry.name, '.mp4'), nil, nil
   local function step()
     local own_opening = read_json(at(entry.name, '.json')).opening
-    -- True pairs, in time and shifted: a sound that is delayed by k frames gives -k.
+    -- True pairs, in sync and shifted: a sound that is delayed by k frames gives -k.
     local own = judged(video)
     add(got.true_confidence, own.confidence)
     if judge then
-      table.insert(got.true_offset, own.offset or false) -- what could not be judged counts as missed
+      table.insert(got.true_offset, own.offset or false) -- a clip without a result counts as missed
       measure.delay_sound(at(entry.name, '.wav'), work .. '/delayed.wav', o.shift / 25)
       local late = judged(video, work .. '/delayed.wav')
       table.insert(got.shifted, own.offset and late.offset and own.offset - late.offset or false)
@@ -235,10 +234,10 @@ local function measure_clip(number, entry)
   io.stderr:write(('%s: %d done\n'):format(entry.name, done))
 end
 
---- Adds what a part measured to `got`.
+--- Adds the measurements of a part to `got`.
 local function join(path)
   local raw = read_json(path)
-  if type(raw.got) ~= 'table' then cli.fail(path .. ': not what --part writes') end
+  if type(raw.got) ~= 'table' then cli.fail(path .. ': not a file that --part writes') end
   for key, value in pairs(raw.got) do
     if type(value) == 'number' then
       got[key] = got[key] + value
@@ -259,7 +258,7 @@ else
   end
 end
 
---- Seconds of the command lipsync on the CPU for 5 s (125 frames), and the frames that it did.
+--- Seconds of the command lipsync on the CPU for 5 s (125 frames), and the number of frames.
 local function timed()
   if o.time == 'no' or not table_of_clips[1] then return nil end
   local name, report = table_of_clips[1].name, work .. '/report.json'
@@ -268,7 +267,7 @@ local function timed()
     '--checkpoint', q(o.checkpoint), '--video', q(at(name, '.mp4')), '--audio', q(at(name, '.wav')),
     '--out', q(work .. '/timed.mp4'), '--report', q(report) }, ' '))
   os.remove(work .. '/timed.mp4')
-  if code ~= 0 then return note 'lipsync ended with an error: no time' end
+  if code ~= 0 then return note 'lipsync failed: it is not timed' end
   local r = read_json(report)
   os.remove(report)
   if r.frames < 125 then note('the time is of %d frames, scaled to 125', r.frames) end
@@ -334,7 +333,7 @@ if parts > 1 then
 end
 fill()
 end_work()
-if not has_syncnet then note('%s is not there: nothing about confidence and offsets', syncnet) end
+if not has_syncnet then note('%s does not exist: no confidence and offsets', syncnet) end
 print(('%-36s %-18s %12s %-9s %5s  %s'):format('what', 'bar', 'measured', '', 'of', 'met'))
 for _, r in ipairs(rows) do
   local met = r.met == cjson.null and (r.value == cjson.null and 'not measured' or '') or r.met and 'yes' or 'NO'

@@ -1,4 +1,4 @@
---- What tests/bench/mini.lua measures with: openings of mouths, the VAE's error, seams, generated clips.
+--- The measurements of tests/bench/mini.lua: opening of the mouth, the VAE's error, seams, generated clips.
 
 local cr = require 'cr'
 local align = require 'models.latentsync.align'
@@ -10,7 +10,7 @@ local scratch = require 'tests.support.scratch'
 
 local M = {}
 
--- MediaPipe's points of the mesh (point k stands at k + 1).
+-- Indices of MediaPipe's mesh points, plus 1.
 local UPPER_LIP, LOWER_LIP, LEFT_CORNER, RIGHT_CORNER, CHIN, LEFT_CHEEK, RIGHT_CHEEK = 14, 15, 62, 292, 153, 235, 455
 
 -- ---- numbers ---------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ function M.share(list, holds)
   return #list > 0 and n / #list or nil
 end
 
---- Pearson's correlation of two arrays over the places where both have a number; nil if one is constant.
+--- Pearson's correlation of two arrays over the positions where both have a number; nil if one is constant.
 function M.correlation(a, b)
   local n, sa, sb, saa, sbb, sab = 0, 0, 0, 0, 0, 0
   for i = 1, math.min(a.n or #a, b.n or #b) do
@@ -58,7 +58,7 @@ local function distance(p, q) return math.sqrt((p[1] - q[1]) ^ 2 + (p[2] - q[2])
 ---@param mesh number[][] 468 points
 function M.opening(mesh) return distance(mesh[UPPER_LIP], mesh[LOWER_LIP]) / distance(mesh[LEFT_CORNER], mesh[RIGHT_CORNER]) end
 
---- Curves of a video's frames: read(frame) for each in turn; a frame without a face has false.
+--- Curves of a video's frames: call read(frame) for each in turn; a frame without a face has false.
 ---@return table {n, opening = {}, chin = {{x, y} in pixels}, widths = {pixels of each face}, read = fun(frame)}
 function M.curves(finder)
   finder:reset()
@@ -91,7 +91,8 @@ function M.jitter(curves)
   return count > 0 and math.sqrt(sum / count) / M.mean(curves.widths) or nil
 end
 
---- A finder of all faces that looks at a video once, however often it is judged: call of(key) before each time.
+--- A detector of all faces that processes a video once, even if it is evaluated several times: call of(key) before
+--- each time.
 ---@param finder table as models.face.load gives it; free() frees it
 function M.remembering(finder)
   local self, known, list, at = {}, {}, nil, 0
@@ -112,7 +113,7 @@ end
 
 -- ---- the VAE ---------------------------------------------------------------------------------
 
---- Sums of squared errors (of pixels 0..255) of a face square encoded (the mean) and decoded.
+--- Sums of squared errors (in 8-bit levels) of a face image after encoding (to the mean) and decoding.
 ---@param model LatentSync
 ---@param frame Tensor u8 [H W 3]
 ---@param points number[][] the three alignment points
@@ -143,7 +144,7 @@ function M.psnr(squared) return squared and 10 * math.log10(255 ^ 2 / math.max(s
 
 -- ---- the seam --------------------------------------------------------------------------------
 
---- Number of pixels that differ from the input although the mask, seen from the frame, keeps them.
+--- The number of pixels that differ from the input although the mask, warped to the frame, keeps them.
 ---@param before Tensor u8 [H W 3]
 ---@param after Tensor u8 [H W 3]
 ---@param matrix number[]? frame to crop; nil: no face, nothing may change
@@ -153,7 +154,7 @@ function M.changed_outside(before, after, matrix, mask)
   local width, height = align.crop_size(S)
   local p, q, m = before:pointer(), after:pointer(), mask:pointer()
   local count = 0
-  local function regenerated(x, y) -- by a pixel of the square at most one away, since the frame's are smaller or larger
+  local function regenerated(x, y) -- the mask at this place, with a tolerance of one pixel, because the frame is scaled
     local u = (matrix[1] * x + matrix[2] * y + matrix[3]) * S / width
     local v = (matrix[4] * x + matrix[5] * y + matrix[6]) * S / height
     for j = math.floor(v) - 1, math.floor(v) + 2 do
@@ -175,9 +176,9 @@ function M.changed_outside(before, after, matrix, mask)
   return count
 end
 
---- How far colours jump at the edge of the regenerated area, in levels of 8 bits: of the pixels just inside of it the
---- mean change, root mean square over red, green and blue. Moving cheeks change single pixels to either side; a face of
---- another colour changes all of them alike, and that is what one sees as an edge.
+--- The colour jump at the edge of the regenerated area, in 8-bit levels: the mean change of the pixels just inside,
+--- as root mean square over red, green and blue. Moving cheeks change single pixels in both directions; a face of
+--- another colour changes all of them equally, which is visible as an edge.
 ---@param before Tensor u8 [H W 3]
 ---@param after Tensor u8 [H W 3]
 ---@param matrix number[] frame to crop
@@ -187,7 +188,7 @@ function M.seam(before, after, matrix, mask)
   local H, W, S = before:size(1), before:size(2), mask:size(1)
   local width, height = align.crop_size(S)
   local p, q, m = before:pointer(), after:pointer(), mask:pointer()
-  local NEAR, FAR = math.floor(S / 40), math.floor(S / 16) -- pixels of the square: behind the blend, and before the lips
+  local NEAR, FAR = math.floor(S / 40), math.floor(S / 16) -- pixels of the face image: inside the blended border, and outside the lips
   local function kept_within(i, j, r)
     for y = math.max(0, j - r), math.min(S - 1, j + r) do
       for x = math.max(0, i - r), math.min(S - 1, i + r) do

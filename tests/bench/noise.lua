@@ -1,14 +1,15 @@
---- What noise and music beside the voice do to the mouth, by the small model: the demonstration's voice is made to be heard
---- beside either at several ratios, and the openings of the mouths that are made are told.
+--- The effect of noise and music behind the voice on the mouth, with the small model: noise or music is added to the
+--- demonstration's voice at several ratios, and the openings of the generated mouths are measured.
 --
 --     build/crescent tests/bench/noise.lua [--windows 4] [--sounds noise,music] [--ratios 20,10,5] [--steps N] [--alone] [--device cpu]
 --
 -- Tiny: --windows 1 --sounds noise --ratios 5 --steps 1
 --
--- Noise is pink, as that of rooms and streets; music is chords of four voices with their overtones, a bass and beats, two
--- a second. A ratio is of the mean power of the piece's voice to that of the other sound, in dB. Told are how well the
--- opening follows the one that the voice was rendered with (r), its mean, its mean in the frames in which that one is
--- closed, and its mean error against the opening by the voice alone (widths of the mouth).
+-- Noise is pink, like that of rooms and streets; music is chords of four voices with overtones, a bass, and two beats
+-- per second. The ratio is the mean power of the voice divided by that of the other sound, in dB. Printed are the
+-- correlation of the opening with the one that was rendered for the voice (r), its mean, its mean in the frames in
+-- which the rendered mouth is closed, and its mean error compared with the result of the clean voice (in mouth
+-- widths).
 
 local cr = require 'cr'
 local face = require 'models.latentsync.face'
@@ -20,17 +21,17 @@ local options = require 'tests.bench.options'
 local scratch = require 'tests.support.scratch'
 
 io.stdout:setvbuf 'line'
-local o = options.read('What noise and music beside the voice do to the mouth.', {
+local o = options.read('Effect of noise and music on the mouth.', {
   { '--windows', 'int', default = 4, min = 1, help = 'of 16 frames' },
-  { '--sounds', default = 'noise,music', help = 'beside the voice' },
-  { '--alone', 'flag', help = 'these without the voice too, and silence' },
-  { '--ratios', default = '20,10,5', unit = 'dB', help = 'of voice to noise' },
+  { '--sounds', default = 'noise,music', help = 'sounds to add to the voice' },
+  { '--alone', 'flag', help = 'also these sounds without the voice, and silence' },
+  { '--ratios', default = '20,10,5', unit = 'dB', help = 'ratios of voice to noise' },
   { '--steps', 'int', min = 1, help = 'denoising steps', default_text = "the small model's" },
   { '--device', 'string', default = 'auto', metavar = 'NAME', help = 'auto, cpu, cuda or cuda:N' },
 })
 
 local MINI = cr.root .. '/models/mini'
-local VIDEO, RATE, FIRST = MINI .. '/demo.mp4', 16000, 8 -- frames left out: words begin
+local VIDEO, RATE, FIRST = MINI .. '/demo.mp4', 16000, 8 -- frames skipped at the start: the first words begin
 local device = require 'cr.tools.cli'.device(o.device)
 local voice = media.load_audio(MINI .. '/demo.flac', { rate = RATE, channels = 1 })
 local samples = voice:numel()
@@ -38,7 +39,7 @@ local truth = json.decode(scratch.read(MINI .. '/demo.json')).opening
 
 -- ---- sounds ----------------------------------------------------------------------------------
 
--- Pink noise by Kellet's three poles.
+-- Pink noise by Kellet's three-pole filter.
 local function noise()
   local white = cr.randn(samples, { generator = cr.generator(1, 'philox') }):tolist()
   local a, b, c = 0, 0, 0
@@ -49,7 +50,7 @@ local function noise()
   return cr.tensor(white)
 end
 
-local CHORDS = { { 57, 60, 64, 69 }, { 53, 57, 60, 65 }, { 48, 55, 60, 64 }, { 55, 59, 62, 67 } } -- numbers of MIDI
+local CHORDS = { { 57, 60, 64, 69 }, { 53, 57, 60, 65 }, { 48, 55, 60, 64 }, { 55, 59, 62, 67 } } -- MIDI note numbers
 
 local function music()
   local list, hiss = {}, cr.rand(samples, { generator = cr.generator(2, 'philox') }):tolist()
@@ -76,7 +77,7 @@ local function power(x) return x:narrow(1, first + 1, last - first):square():mea
 local model = latentsync.load(MINI, { device = device })
 local finder = face.load { range = 'full', device = device }
 
--- The openings of the mouth by a sound.
+-- The openings of the mouth that a sound generates.
 local function openings(x)
   local path = scratch.write('sound.wav', scratch.wav_of(x))
   local curve = measure.curves(finder)
@@ -92,7 +93,7 @@ local function mean_of(curve, value)
   return measure.mean(list) or 0 / 0
 end
 
--- An empty cell for what is not known.
+-- An unknown value gives an empty cell.
 local function cell(form, value) return value == value and form:format(value) or '' end
 
 local clean
@@ -116,7 +117,7 @@ cr.run(function()
     clean = openings(voice)
     row('the voice alone', clean, true)
     for name in o.sounds:gmatch '%a+' do
-      local x = assert(SOUNDS[name], name .. ' is no sound: noise, music')()
+      local x = assert(SOUNDS[name], name .. ': no such sound: noise, music')()
       local scale = math.sqrt(power(voice) / power(x))
       for _, ratio in ipairs(options.numbers(o.ratios)) do
         row(('%s at %d dB'):format(name, ratio), openings(voice + x * (scale * 10 ^ (-ratio / 20))), true)

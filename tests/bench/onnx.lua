@@ -1,4 +1,5 @@
--- Times an ONNX network: each run's time, the least and the middle one. Beside onnxruntime: onnx_runtime.py, which takes turns.
+-- Times an ONNX network: minimum and median of the runs. onnx_runtime.py compares it with onnxruntime in alternating
+-- runs.
 --
 --     build/crescent tests/bench/onnx.lua --model MODEL.onnx --shape 1,3,480,640 [--runs N] [--device cuda] [--dtype f16]
 --
@@ -11,7 +12,7 @@ local bench_options = require 'tests.bench.options'
 local options = bench_options.read('Times an ONNX network.', {
   { '--model', 'file', required = true, help = 'the ONNX file' },
   { '--shape', required = true, help = 'of its first input; others get ones of the sizes that the file declares' },
-  { '--runs', 'int', default = 15, min = 1, help = 'after two that are not counted' },
+  { '--runs', 'int', default = 15, min = 1, help = 'runs, after two that are not counted' },
   { '--device', 'string', default = 'cpu', metavar = 'NAME', help = 'cpu or cuda' },
   { '--dtype', 'choice', choices = { 'f32', 'f16', 'bf16' }, default = 'f32', help = 'of the floats' },
 })
@@ -41,6 +42,6 @@ cr.scope(function()
     end)
   end
   table.sort(times)
-  print(('%s [%s] on %s, %s: least %.2f ms, middle %.2f ms'):format(options.model, options.shape, options.device, options.dtype,
+  print(('%s [%s] on %s, %s: minimum %.2f ms, median %.2f ms'):format(options.model, options.shape, options.device, options.dtype,
     times[1], times[math.ceil(#times / 2)]))
 end)

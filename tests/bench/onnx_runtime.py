@@ -1,10 +1,11 @@
-"""An ONNX network by onnxruntime and by Crescent, in turns: how far results differ, and what a run takes.
+"""Runs an ONNX network alternately in onnxruntime and in Crescent: the difference of the results, and the times.
 
     python tests/bench/onnx_runtime.py MODEL.onnx 1,3,480,640 [RUNS [IMAGE.npy]]
 
-How far it may be: on five photographs CenterFace's output 538, at most 4 to 5, was off from sums in float64 by 4.6e-6 to
-5.3e-5 here and by 4.9e-6 to 1.7e-5 there, on two of the five by less here. Plain sums in place of Winograd's method, or
-sums of 1x1 windows in parts, hardly change that: the network enlarges what its first layers round alike in flat areas.
+A typical difference: on five photographs the error of CenterFace's output 538 (values up to 4 to 5), compared with float64, was
+4.6e-6 to 5.3e-5 in Crescent and 4.9e-6 to 1.7e-5 in onnxruntime; Crescent's was smaller on two of the five. Direct sums instead of
+Winograd's method, or split sums of 1x1 convolutions, hardly change it: the network amplifies rounding errors of its first layers,
+which are equal within flat areas.
 
 Needs onnx, onnxruntime and numpy from PyPI. IMAGE.npy: the first input, instead of noise in 0 .. 255. Both use two threads.
 """
@@ -46,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
     for out, y in zip(model.graph.output, want):
         z = np.load(f"{folder}/{out.name.replace('/', '_')}.npy")
         off = np.abs(z - y).max()
-        print(f"{out.name}: {list(y.shape)}, off by {off:.2e}, {off / np.abs(y).max():.2e} of the largest")
+        print(f"{out.name}: {list(y.shape)}, error {off:.2e}, {off / np.abs(y).max():.2e} of the largest value")
 
 best = [float("inf"), float("inf")]
 for _ in range(runs):
@@ -57,4 +58,4 @@ for _ in range(runs):
     line = subprocess.run([program, "tests/bench/onnx.lua", "--model", os.path.abspath(path), "--shape", sys.argv[2], "--runs", "4"],
                           check=True, capture_output=True, text=True, cwd=root, env={**os.environ, "CR_THREADS": "2"}).stdout
     best[1] = min(best[1], float(re.search(r"least ([\d.]+)", line).group(1)))
-print(f"least of {4 * runs} runs, two threads: onnxruntime {best[0]:.1f} ms, Crescent {best[1]:.1f} ms, {best[0] / best[1]:.2f} x its speed")
+print(f"minimum of {4 * runs} runs, two threads: onnxruntime {best[0]:.1f} ms, Crescent {best[1]:.1f} ms, {best[0] / best[1]:.2f} x its speed")

@@ -1,5 +1,5 @@
--- People of films whose truth is known (tests/support/people_cases.lua): in how many frames the right person's mouth is made,
--- somebody else's, or nobody's although the face can be seen.
+-- The accuracy of face selection in videos with known people (tests/support/people_cases.lua): the number of frames
+-- in which the right person's mouth is generated, another person's, or none although the face is visible.
 --
 --     build/crescent tests/bench/people.lua [--clips ../shared] [--only cross] [--show]
 --
@@ -7,7 +7,7 @@
 
 local cases = require 'tests.support.people_cases'
 local o = require 'tests.bench.options'.read('People of films whose truth is known.', {
-  { '--clips', 'folder', help = "with demo/demo1_video.mp4 and demo2_video.mp4, two real people's" },
+  { '--clips', 'folder', help = "folder with demo/demo1_video.mp4 and demo2_video.mp4, clips of two real people" },
   { '--only', default = '', help = 'films whose names contain this text' },
   { '--show', 'flag', help = 'who is made, as runs of frames' },
 })
@@ -24,7 +24,8 @@ local function silent_in(path)
   end
 end
 
--- Two people who take turns, chosen by their lips: in which frames the one who speaks is made; in silence either may be.
+-- Two people who take turns, selected by their lips: the frames in which the speaking one is generated; in silence
+-- either is right.
 local function turns(finder, turn)
   local path, silent = os.tmpname() .. '.mkv', silent_in(film.turns_sound)
   film.turns(path, turn)

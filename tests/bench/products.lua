@@ -1,4 +1,5 @@
---- What the benches of a card's products share: their command line, operands, and times within a recording.
+--- Shared by the benchmarks of matrix products on a GPU: the command line, operands, and times within a recorded
+--- graph.
 
 local cr = require 'cr'
 local options = require 'tests.bench.options'
@@ -7,7 +8,7 @@ local M = {}
 
 local CALLS, ROUNDS = 10, 3
 
---- Reads [--size 256,512] [--dtype f16|bf16]; without a card the bench ends in one sentence.
+--- Reads [--size 256,512] [--dtype f16|bf16]; without a GPU the benchmark ends with one sentence.
 --- @param summary string of the bench
 --- @return integer[] sizes in pixels
 --- @return string dtype
@@ -22,11 +23,11 @@ function M.randn(shape, dtype, scale)
   return cr.scope(function() return (cr.randn(shape, { device = 'cuda' }) * (scale or 1)):to(dtype) end)
 end
 
---- Microseconds of fn(...), which gives a tensor: ten calls are recorded, so that the host's share does not show, with
---- an input and a result of their own that are next to nothing.
+--- Microseconds of fn(...), which returns a tensor: ten calls are recorded in a graph, so that launch overhead is not
+--- measured, with a negligible input and result of their own.
 function M.recorded(fn, ...)
   local arguments, n = { ... }, select('#', ...)
-  fn(...):free() -- searches are done with that
+  fn(...):free() -- this runs the searches
   local one = cr.ones(1, { device = 'cuda' })
   local graph = cr.graph(function(little)
     for _ = 1, CALLS do fn(unpack(arguments, 1, n)):free() end

@@ -1,12 +1,12 @@
---- What a server bears: uploads that are cut off, connections that do nothing, its own death at any moment, and requests
---- that somebody else's program makes up. Each row is checked first; a row that fails ends with status 1.
+--- The robustness of the server: interrupted uploads, idle connections, SIGKILL at random times, and generated
+--- requests. Each row is checked; a failed row gives exit status 1.
 --
 --     build/crescent tests/bench/serve.lua --only kills --kills 50
 --     build/crescent tests/bench/serve.lua --only requests --st /path/of/schemathesis/st      (pip install schemathesis)
 --
 --     build/crescent tests/bench/serve.lua --only devices --device cuda:0,cuda:1 --checkpoint DIR
 --
--- The model is a tiny one on the processor: what is measured is the server.
+-- The model is a tiny one on the CPU, because the server is measured.
 --
 -- Tiny: --only uploads --uploads 4
 
@@ -52,7 +52,7 @@ local function status_of(pid, name)
   if f then f:close() end
   return tonumber(text:match(name .. ':%s*(%d+)')) or 0
 end
--- Seconds of the processor that a process has taken.
+-- CPU seconds of a process.
 local function processor_of(pid)
   local f = io.open('/proc/' .. pid .. '/stat')
   local user, system = f:read '*a':match('%) %S' .. (' %-?%d+'):rep(10) .. ' (%d+) (%d+)')
@@ -62,7 +62,7 @@ end
 local function memory_of(pid) return status_of(pid, 'VmRSS') / 1024 end
 local function open_files(pid) return #names_in('/proc/' .. pid .. '/fd') end
 
--- ---- uploads that are cut off ------------------------------------------------------------------------
+-- ---- interrupted uploads -----------------------------------------------------------------------------
 
 local function uploads()
   local server = service.start():ready()
@@ -81,7 +81,7 @@ local function uploads()
     cr.sleep(0.001 * math.random(0, 30))
     connection.close()
   end
-  for i = 1, 10 do cut(i) end -- what is made once
+  for i = 1, 10 do cut(i) end -- one-time allocations
   cr.sleep(0.5)
   local memory, files = memory_of(server.pid), open_files(server.pid)
   for i = 1, args.uploads do cut(i) end
@@ -97,7 +97,7 @@ local function uploads()
   server:stop()
 end
 
--- ---- connections that do nothing ---------------------------------------------------------------------
+-- ---- idle connections --------------------------------------------------------------------------------
 
 local TURNS = 8
 
@@ -122,7 +122,7 @@ local function connections()
       if i % 3 == 0 then idle[i].write 'GET /v1/jobs HTTP/1.1\r\nHost: ' end -- half-open requests, too
     end
   end
-  -- In turns, and the fastest of each, since the machine may do other things.
+  -- They run alternately, and the fastest of each counts, because the machine may have other load.
   for i = 1, TURNS do
     alone = math.min(alone, seconds_of_job(server, i))
     connect()
@@ -135,7 +135,7 @@ local function connections()
     end
   end
   check(share < 0.05, 'with %d idle connections the server takes %.1f %% of a processor', args.connections, 100 * share)
-  -- One that takes long keeps the others waiting.
+  -- A long job keeps the others in the queue.
   local long, waiting = server:begin { steps = 900 }, {}
   for i = 1, args.jobs do waiting[i] = server:begin() end
   local first = memory_of(server.pid)
@@ -154,15 +154,15 @@ local function connections()
   server:stop()
 end
 
--- ---- death at any moment -----------------------------------------------------------------------------
+-- ---- SIGKILL at random times -------------------------------------------------------------------------
 
--- Asks until there is an answer: the server may be gone meanwhile.
+-- Repeats a request until there is an answer: the server may be down in between.
 local function asked(server, ...)
   local ok, answer = pcall(server.ask, server, ...)
   return ok and answer.status > 0 and answer or nil
 end
 
-local LONGEST_LIFE = 3 -- by the time that a server takes from its start to the end of its first job
+local LONGEST_LIFE = 3 -- in multiples of the time from a server's start to the end of its first job
 local OPEN_JOBS = 3
 
 local function kills()
@@ -172,9 +172,9 @@ local function kills()
   server:wait(server:begin())
   local life = LONGEST_LIFE * (uv.hrtime() - began)
   local video, sound = server.demo_video, server.demo_sound
-  local accepted, order, done = {}, {}, {} -- by key; keys; by id: what was told of a finished job
+  local accepted, order, done = {}, {}, {} -- by key; keys; by id: the answer for a finished job
   local count = 0
-  -- What is done stays as it was; how many jobs have not ended.
+  -- Finished jobs must not change; returns the number of unfinished jobs.
   local function look()
     local answer, open = asked(server, 'GET', '/v1/jobs?limit=200'), 0
     for _, job in ipairs(answer and answer.json.jobs or {}) do
@@ -228,14 +228,14 @@ local function kills()
   server:stop()
 end
 
--- ---- requests that another program makes up ----------------------------------------------------------
+-- ---- generated requests ------------------------------------------------------------------------------
 
 local function requests()
   if not args.st then return print 'requests: left out: --st names no schemathesis' end
   local server = service.start({ '--max-upload', '5', '--max-jobs', '20' }):ready()
   server:wait(server:begin())
   local log = child.folder .. '/schemathesis.log'
-  -- (else events go on until a job has ended)
+  -- (otherwise the events continue until a job ends)
   require 'cr.files'.write(child.folder .. '/schemathesis.toml',
     '[[operations]]\ninclude-operation-id = "jobEvents"\nparameters = { seconds = 0.2 }\n')
   local line = ("cd '%s' && '%s' run http://127.0.0.1:%d/openapi.json --max-examples 50 " ..
@@ -272,7 +272,7 @@ local function devices()
     return true
   end
   while not loaded() do cr.sleep(0.1) end
-  seconds_of(n) -- what is found out once
+  seconds_of(n) -- one-time searches
   local one, all = seconds_of(1), seconds_of(n)
   print(('devices: %s: a job takes %.2f s, %d at once %.2f s: %.2f times as fast'):format(args.device, one, n, all, n * one / all))
   server:stop()

@@ -1,13 +1,13 @@
---- What settings of the sound cost and save, in seconds of the processor, by the small model: `--audio-overlap`, of whose
---- cost the share in a whole run is told, and `--silence keep`, of whose windows and denoising.
+--- The cost of sound settings in CPU seconds, with the small model: `--audio-overlap`, as a share of a whole run, and
+--- `--silence keep`, by the number of windows and the time of denoising.
 --
 --     build/crescent tests/bench/sound_costs.lua [--part overlap|silence] [--seconds 120] [--windows 2] [--pause 4] [--steps N]
 --
 -- Tiny: --part overlap --seconds 1 --windows 1 --steps 1
 --
--- Overlap: a sound of so many seconds is heard with segments of 30 s that do not overlap and with the default; a run is
--- measured by how much longer twice the windows take, so that its start does not count. Silence: three times the pause of
--- speech with two pauses between.
+-- Overlap: a sound is encoded in segments of 30 s without overlap and with the default overlap. The time of a run is
+-- the difference between a run and one with twice the windows, so that the startup is excluded. Silence: the sound
+-- has speech of three times the pause's length with two pauses in it.
 
 local audio = require 'models.latentsync.audio'
 local child = require 'tests.support.child'
@@ -30,14 +30,14 @@ local MINI, RATE, OVERLAP = cr.root .. '/models/mini', audio.rate, 2
 local VIDEO, SOUND = MINI .. '/demo.mp4', MINI .. '/demo.flac'
 local voice = media.load_audio(SOUND, { rate = RATE, channels = 1, s16 = true })
 
--- The voice again and again, so many seconds of it.
+-- The voice, repeated to this many seconds.
 local function speech(seconds)
   local n, list = math.floor(seconds * RATE), {}
   for _ = 1, math.ceil(n / voice:numel()) do list[#list + 1] = voice end
   return cr.cat(list, 1):narrow(1, 1, n):contiguous()
 end
 
--- Seconds of the processor that fn takes.
+-- CPU seconds of fn.
 local function spent(fn, ...)
   local before = os.clock()
   fn(...)
@@ -59,7 +59,7 @@ local function overlap()
     assert(r.code == 0, r.err)
     return r.processor
   end
-  hear(0) -- once unmeasured
+  hear(0) -- one uncounted run
   local without, with = spent(hear, 0), spent(hear, OVERLAP)
   local run = (whole(2 * o.windows) - whole(o.windows)) / (o.windows * 16 / 25)
   local cost = (with - without) / o.seconds

@@ -1,8 +1,8 @@
---- How long the program takes to start: the median and the slowest of the runs of each command.
+--- The startup time of the program: the median and the slowest run of each command.
 --
--- Bars: -e 'x = 1' 30 ms, lipsync --help 60 ms, the prompt until its first line 30 ms, or 60 where
--- there is a card. The first run of each is the coldest this machine gives without dropping its file
--- cache, and is printed too.
+-- The limits are 30 ms for -e 'x = 1', 60 ms for lipsync --help, and 30 ms for the first line of the prompt, or 60
+-- with a GPU. The first run of each command is the coldest one that is possible without dropping the file cache, and
+-- is printed, too.
 --
 -- Tiny: --runs 1 --no-bars
 
@@ -16,7 +16,7 @@ local o = require 'cr.tools.cli'.parse(arg, { name = 'tests/bench/startup.lua',
     { '--bars', 'flag', negatable = true, help = 'fail where a bar is missed (default on)' },
   } })
 
--- Starts the prompt on a terminal of its own; returns when it has drawn its first line.
+-- Starts the prompt in its own terminal; returns when it has printed its first line.
 local function start_prompt()
   local terminal = pty.start(child.program, { TERM = 'xterm', XDG_STATE_HOME = child.folder })
   if not terminal:wait 'crescent> ' then error('the prompt ended: ' .. terminal.text) end

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""PyTorch's side of networks.lua: the reference networks on a CPU, timed, their outputs saved for comparison.
+"""Times PyTorch for networks.lua: the reference networks on a CPU; saves their outputs for comparison.
 
 usage: torch_networks.py REF [--threads N] [--only unet,vae,whisper] [--config unet.json]
 
 REF holds LatentSync's `latentsync/` (for the UNet and Whisper) and diffusers' `diffusers/` as importable folders, if Python
-has none. Results are in PyTorch's layout; turns.py says how the two sides take turns. The autoencoder runs in both layouts of
-memory, and the quicker one counts.
+has none. Results are in PyTorch's layout; turns.py explains how both programs alternate. The autoencoder runs in both
+memory layouts, and the faster one counts.
 """
 import argparse, copy, json, sys
 
@@ -20,7 +20,7 @@ ap.add_argument("--config")
 args = ap.parse_args()
 sys.path.insert(0, args.ref)
 
-# Packages that the reference imports but that its networks do not use: where one is missing, an empty one of its name.
+# The reference imports these packages, but its networks do not use them: a missing one is replaced by an empty one.
 UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "soundfile", "tqdm", "torchvision",
           "transformers", "tiktoken", "more_itertools", "omegaconf", "python_speech_features", "scenedetect",
           "mediapipe", "av", "librosa"}
@@ -29,7 +29,7 @@ torch_stubs.install(UNUSED)
 import torch
 import diffusers.utils.import_utils
 
-# Whatever version of it is installed, diffusers' networks can do without.
+# diffusers' networks do not need it, whatever version is installed.
 diffusers.utils.import_utils._transformers_available = False
 
 if args.threads:

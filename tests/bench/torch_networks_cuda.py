@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""PyTorch's side of cuda_networks.lua: the reference networks on a card in float16, timed, and their float16 error.
+"""Times PyTorch for cuda_networks.lua: the reference networks on a GPU in float16, and their float16 error.
 
 usage: torch_networks_cuda.py REF [--size 256,512] [--part unet,vae] [--mode eager,graph,compile] [--runs N] [--error]
                                   [--golden FILE]
 
 REF holds LatentSync's `latentsync/` and `configs/` and diffusers' `diffusers/` as importable folders. Weights are made
-from their names by a formula (tests/support/formula.lua is the other copy). Each figure is one line of JSON on stdout:
+from their names by a formula (tests/support/formula.lua is the other copy). Each measurement is one line of JSON on stdout:
 {"name": "unet step 256", "mode": "graph", "ms": ..., "gib": ...}, or with --error {"name": "unet", "error": ...}, a
 relative L2 error of the output in float16 against the golden values (without --golden: against float32 here).
 """
@@ -25,8 +25,8 @@ ap.add_argument("--device", default="cuda")
 args = ap.parse_args()
 sys.path.insert(0, args.ref)
 
-# Packages that the reference imports but that its networks do not use: where one is missing, an empty one of its name.
-# No more than these: what other packages look for must not seem to be there.
+# The reference imports these packages, but its networks do not use them: a missing one is replaced by an empty one.
+# Others are not replaced, because packages that check for them must not find them.
 UNUSED = {"decord", "kornia", "insightface", "imageio", "matplotlib", "cv2", "ffmpeg", "omegaconf", "torchvision", "tqdm"}
 torch_stubs.install(UNUSED)
 
@@ -34,7 +34,7 @@ import torch
 import yaml
 import diffusers.utils.import_utils
 
-# Whatever versions of them are installed, diffusers' networks can do without.
+# diffusers' networks do not need them, whatever versions are installed.
 diffusers.utils.import_utils._transformers_available = diffusers.utils.import_utils._peft_available = False
 import diffusers.models.attention as attention
 
@@ -87,7 +87,7 @@ def formula(name, shape, kind="input"):
 
 
 def moved(model, **where):
-    """Module.to, without what diffusers' own looks at and loads for it."""
+    """Module.to, without the checks and imports of diffusers' version."""
     return torch.nn.Module.to(model, **where)
 
 
@@ -107,7 +107,7 @@ def relative(a, b):
 
 
 def wanted(key, own):
-    """The golden value of a key, or our own float32 output."""
+    """The golden value of a key, or PyTorch's own float32 output."""
     if not args.golden:
         return own
     from safetensors import safe_open
@@ -236,7 +236,7 @@ def run_vae():
             layout = torch.channels_last
             vae = moved(vae, memory_format=layout)
         for size in sizes:
-            if mode == "compile":  # anew for each size, else the second is compiled for any size, and slower
+            if mode == "compile":  # compiled again for each size; otherwise the second one is compiled for dynamic sizes, which is slower
                 torch._dynamo.reset()
                 vae.encoder, vae.decoder = torch.compile(plain[0]), torch.compile(plain[1])
             image = torch.randn(16, 3, size, size, device=dev, dtype=half).to(memory_format=layout)

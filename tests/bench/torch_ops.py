@@ -1,11 +1,10 @@
-"""PyTorch's times on the shapes of ops.txt, for cpu_ops.lua to be held against.
+"""PyTorch's times on the shapes of ops.txt, for comparison with cpu_ops.lua.
 
     python3 tests/bench/torch_ops.py [build/crescent]
 
-Printed are medians, in brackets the shortest times (on a busy machine they say more). With the
-program named, cpu_ops.lua is run first and both are printed side by side with their ratio (below 1:
-ours is faster). Threads: CR_THREADS, else all processors. Each operation is timed the way a
-PyTorch model runs it: NCHW convolutions, F.linear, F.scaled_dot_product_attention on [B h T d]
+It prints medians, and minima in brackets (more meaningful on a busy machine). If the program is
+given, it runs cpu_ops.lua first and prints both with their ratio (below 1: Crescent is faster).
+Threads: CR_THREADS, else all cores. Each operation is timed as a PyTorch model runs it: NCHW convolutions, F.linear, F.scaled_dot_product_attention on [B h T d]
 reshaped from [B T C] and back, temporal attention on [B HW F C] made contiguous from [B F HW C].
 """
 import json

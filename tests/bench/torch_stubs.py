@@ -1,4 +1,4 @@
-"""Empty packages in place of those that the reference imports but that its networks do not use."""
+"""Empty packages that replace those which the reference imports but its networks do not use."""
 import importlib.abc
 import importlib.machinery
 import sys
@@ -28,5 +28,5 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install(names):
-    """Where a package of these names is missing, importing it or a part of it gives an empty one."""
+    """Makes imports of these packages and their submodules give an empty package if they are missing."""
     sys.meta_path.append(Stubs(names))

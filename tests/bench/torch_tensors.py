@@ -1,7 +1,7 @@
-"""PyTorch eager beside cuda_tensors.lua in one run: python3 tests/bench/torch_tensors.py PROGRAM [--only topk,sort]
+"""Compares PyTorch eager with cuda_tensors.lua in one run: python3 tests/bench/torch_tensors.py PROGRAM [--only topk,sort]
 
-Prints milliseconds of both and their ratio (below 1: ours is faster) as one table; --only: rows whose names contain one of
-these words. A ratio beyond the bar, 1.1 for 64 MB and more and 1.2 for small tensors, is marked."""
+Prints milliseconds of both and their ratio (below 1: Crescent is faster) as one table; --only: rows whose names contain one of
+these words. A ratio above the limit is marked: 1.1 for 64 MB and more, 1.2 for small tensors."""
 import argparse
 import json
 import os
@@ -64,8 +64,8 @@ for size, shape, bar in (('large', (4096, 8192), 1.1), ('small', (32, 64), 1.2))
             torch_ms = time_of(fn)
             ratio = ours[name] / torch_ms
             worse += ratio > bar
-            print(f'{name:28s} {ours[name]:9.4f} {torch_ms:9.4f} {ratio:5.2f}{"  beyond" if ratio > bar else ""}', flush=True)
+            print(f'{name:28s} {ours[name]:9.4f} {torch_ms:9.4f} {ratio:5.2f}{"  above" if ratio > bar else ""}', flush=True)
 for name in ours:
     if name.startswith('step'):
         print(f'{name:28s} {ours[name]:9.4f}')
-print(f'{worse} beyond the bar (1.1 of large, 1.2 of small ones)')
+print(f'{worse} above the limit (1.1 for large tensors, 1.2 for small ones)')

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Times the upscaling networks in PyTorch on one GPU, in float16 and channels-last, beside bench/cuda_upscale.lua.
+"""Times the upscaling networks in PyTorch on one GPU, in float16 and channels-last, for comparison with bench/cuda_upscale.lua.
 
 usage: torch_upscale.py [--net x4plus,animevideov3] [--mode eager,graph,compile] [--runs 20]
 
-Weights are random: only time and memory are read off. Prints a line for each network, size and mode: median ms, TFLOP/s,
+Weights are random: only time and memory are measured. Prints a line for each network, size and mode: median ms, TFLOP/s,
 peak GB. `graph` replays a recorded CUDA graph of the eager network, `compile` is torch.compile.
 """
 import argparse
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class RRDB(nn.Module):
-    macs = 17.9e6  # multiply-adds for a pixel that goes in
+    macs = 17.9e6  # multiply-adds per input pixel
 
     def __init__(self, blocks=23):
         super().__init__()
@@ -90,7 +90,7 @@ def median_ms(run):
     return statistics.median(times)
 
 
-# To 8 bits as well: what a picture's way through the network ends with.
+# Includes the conversion to 8 bits, the last step for a picture.
 def picture(net, x):
     return (net(x).clamp(0, 1) * 255).round().to(torch.uint8)
 

@@ -1,6 +1,6 @@
--- Transfers alone: seconds and peak memory of 1 GB from a web server and through S3, by curl and by ours in turns, on the same
--- server. Ours computes the SHA-256 of all that goes out and comes in, too, which curl does not. The bucket is
--- tests/support/remote/cloud.py's own: moto is slower than both.
+-- Transfers without a job: seconds and peak memory for 1 GB from a web server and through S3, alternately by curl and
+-- by Crescent, on the same server. Crescent also computes the SHA-256 of all data in both directions, which curl does
+-- not. The bucket is tests/support/remote/cloud.py's own, because moto is slower than both.
 --
 --     build/crescent tests/bench/transfers.lua [--megabytes N] [--pairs N]
 --
@@ -42,7 +42,7 @@ local function median(list)
   return list[math.floor((#list + 1) / 2)]
 end
 
--- Both in turns; the share of curl's throughput is the median of the pairs'.
+-- Both run alternately; the printed share of curl's throughput is the median of the pairs.
 local function pairs_of(what, by_curl, by_ours)
   local shares, curls, ours, most = {}, {}, {}, 0
   for i = 1, args.pairs do

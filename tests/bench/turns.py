@@ -1,4 +1,4 @@
-"""What the other programs of networks.lua share: numbers by the formula, and taking turns with it.
+"""Shared by the other programs of networks.lua: formula weights and inputs, and alternating runs.
 
 Weights and inputs are made from their names (tests/support/formula.lua is the other copy), so both sides compute the same.
 """
@@ -33,15 +33,15 @@ def formula(name, shape, kind="input"):
 
 
 def seconds(f):
-    """Of one run: wall, and of the processors."""
+    """Wall and CPU seconds of one run."""
     wall, own = time.perf_counter(), time.process_time()
     f()
     return time.perf_counter() - wall, time.process_time() - own
 
 
 def measure(name, *forms):
-    """Prints `NAME FILE.npy`, the result of the first form, then for each line `go` on the input the seconds of a run of
-    the form that is the quickest; any other line ends the network. A form is a function that returns an array."""
+    """Prints `NAME FILE.npy`, the result of the first variant. Then, for each line `go` on stdin, it prints the seconds of a
+    run of the fastest variant; any other line ends the network. A variant is a function that returns an array."""
     handle, path = tempfile.mkstemp(suffix=".npy")
     os.close(handle)
     np.save(path, np.ascontiguousarray(forms[0](), dtype=np.float32))

@@ -6,9 +6,9 @@
 --
 -- Tiny: models/mini/demo.mp4 --frames 3 --crop 48:32:200:300 --models lanczos4 --device cpu
 --
--- A still is one frame again and again, with fresh noise of a camera's kind on each: of an unchanging picture nothing
--- shimmers, since a network gives the same for the same. `lanczos4` is plain resizing, to compare with. Where the
--- picture is flat is told from the frames before they are enlarged (models/laboratory/detail.lua).
+-- A still is one frame repeated with fresh noise like that of a camera; an unchanged picture would not shimmer,
+-- because a network is deterministic. `lanczos4` is plain resizing, for comparison. The flat regions are found in the
+-- frames before upscaling (models/laboratory/detail.lua).
 
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
@@ -50,7 +50,7 @@ local function cropped(frame)
   return frame:narrow(1, y + 1, h):narrow(2, x + 1, w):contiguous()
 end
 
--- The frames, one after another, u8 [H W 3] on the device.
+-- The frames one after another, u8 [H W 3] on the device.
 local function frames()
   if still then
     local first

@@ -1,19 +1,19 @@
---- Runs lipsync and tells, window by window, when each thing happened, and where the card stood still meanwhile.
+--- Runs lipsync and prints a timeline: when each part of each window ran, and when the GPU was idle.
 --
 --     build/crescent tests/bench/whole_timeline.lua FILE OPTIONS OF LIPSYNC      FILE: the timeline, as text
 --
--- Nothing in the library or in the script is changed: their functions are wrapped here. Each piece of the steps'
--- stream (conditions, denoiser, each step, decoding) ends with a mark, whose job tells when it was reached; a pause
--- of the card is the time from that to the call that gives it the next piece. Beside it stands what the thread
--- was at: the stages of lipsync's report and the pieces that it was giving to the card. Marks cost the card about
--- 0.03 ms each. What runs on the other stream during a pause is not seen here, so it may be shorter in truth.
+-- The library and the script are unchanged; their functions are wrapped here. Each part of the work on the steps'
+-- stream (conditions, denoiser, each step, decoding) ends with a marker that records when it was reached. An idle
+-- time of the GPU is the time from a marker to the call that submits the next part. The timeline also shows what the
+-- Lua thread did: the stages of lipsync's report and the parts that it submitted. A marker costs the GPU about 0.03
+-- ms. Work on the other stream during an idle time is not visible here, so the GPU may be idle for less.
 --
 -- Tiny: OUT/timeline.txt
 
 local now = require 'cr.clock'
 local t0 = now()
-local PAUSE = 5e-3 -- of the card, that is told by itself
-local LONG = 4e-3  -- of what the thread did before the first step and after the last
+local PAUSE = 5e-3 -- idle times of at least this length are listed
+local LONG = 4e-3 -- activities of the thread of at least this length are listed, before the first step and after the last
 
 local cr = require 'cr'
 local media = require 'cr.media'
@@ -24,7 +24,7 @@ local path = table.remove(arg, 1) or ''
 if not path:find '^[^-]' then require 'cr.tools.cli'.fail(('a file to write is needed first, not %q'):format(path)) end
 require 'tests.bench.card' ()
 
--- ---- what the thread is at ----------------------------------------------------------------------
+-- ---- activities of the thread -------------------------------------------------------------------
 
 local slices, label, since = {}, 'start', t0
 local labels = setmetatable({}, { __mode = 'k' }) -- coroutine -> stack of names
@@ -79,12 +79,12 @@ wrap(progress, 'measure', function(plain, self, name, frames, fn, ...)
   return plain(self, name, frames, named, name, fn, ...)
 end)
 
--- ---- the card's pieces and the windows ----------------------------------------------------------
+-- ---- the GPU's parts and the windows ------------------------------------------------------------
 
 local pieces, windows, by_clip = {}, {}, setmetatable({}, { __mode = 'k' })
 local current, pasted, closed
 
--- Gives the card a piece of the current window's work.
+-- Submits a part of the current window's work to the GPU.
 local function give(name, fn, ...)
   local piece = { name = name, window = current, begin = now() }
   local function back(...)
@@ -162,9 +162,9 @@ end
 wrap(media, 'writer', function(plain, ...) return watch_writer(named('open the file to write', plain, ...)) end)
 wrap(require 'models.latentsync.face', 'load', function(plain, ...) return named('load face networks', plain, ...) end)
 
--- ---- telling ------------------------------------------------------------------------------------
+-- ---- output -------------------------------------------------------------------------------------
 
--- When each piece was done: a mark's status is the microseconds of the clock, modulo 2^31.
+-- The time at which each part ended: a marker's status is the clock in microseconds, modulo 2^31.
 local function resolve()
   for _, piece in ipairs(pieces) do
     local status = cr.await(piece.job)
@@ -174,7 +174,7 @@ local function resolve()
   end
 end
 
--- What the thread was at between two times: names and seconds, the longest first.
+-- The activities of the thread between two times: names and seconds, the longest first.
 local function doing(from, to)
   local sums, names = {}, {}
   for _, s in ipairs(slices) do
@@ -192,7 +192,7 @@ end
 
 local function ms(t) return t and ('%8.0f'):format((t - t0) * 1e3) or '       -' end
 
--- The thread's slices between two times, neighbours of a name joined, the short ones left out.
+-- The thread's activities between two times; neighbours with the same name are merged, short ones are skipped.
 local function tell_slices(line, from, to)
   local joined = {}
   for _, s in ipairs(slices) do
