@@ -1,7 +1,7 @@
-# Crescent's build. The commands people use: make deps, make, make demo, make test, make lint,
+# Crescent's build. Targets for users: make deps, make, make demo, make test, make lint,
 # make install PREFIX=..., make dist, make clean.
 
-# As many jobs as processors, unless -j says otherwise.
+# One job per core, unless -j is given.
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(shell nproc)
 endif
@@ -18,13 +18,13 @@ CFLAGS   += -std=c11 -D_GNU_SOURCE $(OPT) -g1 -Wall -Wextra -fPIC -fvisibility=h
             -fno-math-errno -fno-trapping-math -ffp-contract=off -Icore
 LDFLAGS  += -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib/crescent' -fopenmp
 ifeq ($(SANITIZE),1)
-# Every finding ends the program. The leak checker is on; tests/run.sh sets what it needs.
+# The first error ends the program. The leak checker is on; tests/run.sh sets its options.
 B        := build/sanitize
 CFLAGS   += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
 LDFLAGS  += -fsanitize=address,undefined
 endif
 ifeq ($(SANITIZE),thread)
-# Races. OpenMP's own waiting is not known to it, so operations run on one thread (tests/run.sh).
+# Finds data races. It does not understand OpenMP's synchronization, so operations run on one thread (tests/run.sh).
 B        := build/sanitize-thread
 CFLAGS   += -fsanitize=thread -fno-omit-frame-pointer -O1
 LDFLAGS  += -fsanitize=thread
@@ -37,11 +37,11 @@ LUA_LIBS   := $(shell $(PKG) --libs luajit 2>/dev/null)
 AV         := libavformat libavcodec libavfilter libswscale libswresample libavutil
 AV_FLAGS   := $(shell $(PKG) --cflags $(AV) 2>/dev/null)
 AV_LIBS    := $(shell $(PKG) --libs $(AV) 2>/dev/null)
-# Without libcurl the part for S3, SQS and URLs is left out.
+# Without libcurl, the library for S3, SQS and URLs is not built.
 CURL_FLAGS := $(shell $(PKG) --cflags libcurl 2>/dev/null)
 CURL_LIBS  := $(shell $(PKG) --libs libcurl 2>/dev/null)
 
-# The HTTP part is built where its libraries are (HTTP=0 leaves it out). Debian 12 has llhttp, the parser of Node.js, as C
+# The HTTP server is built if its libraries are installed (HTTP=0: not built). Debian 12 has llhttp, the parser of Node.js, as C
 # files in its package node-llhttp; later releases have it as a library.
 LLHTTP     := $(wildcard /usr/share/llhttp/llhttp.c)
 HTTP_FLAGS := $(if $(LLHTTP),-isystem /usr/share/include/llhttp)
@@ -49,8 +49,8 @@ HTTP_LIBS  := $(if $(LLHTTP),,-lllhttp) -lwslay -lssl -lcrypto
 HTTP       ?= $(shell printf '\043include <%s>\n' llhttp.h wslay/wslay.h openssl/ssl.h | \
                 $(CC) $(HTTP_FLAGS) -E -o /dev/null -x c - 2>/dev/null && echo 1)
 
-# The CUDA part is built where nvcc is (CUDA=0 leaves it out), for the cards named in CUDA_ARCHS: of
-# this machine if it has one, else Hopper. `make CUDA_ARCHS="80 86 89 90a 100 120"` builds for all.
+# The CUDA library is built if nvcc is installed (CUDA=0: not built), for the architectures in CUDA_ARCHS. Default: the GPUs of
+# this machine, or Hopper without one. `make CUDA_ARCHS="80 86 89 90a 100 120"` builds for all.
 NVCC       ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA       ?= $(if $(NVCC),1,0)
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
@@ -86,7 +86,7 @@ $(B)/crescent_http.so: $(HTTP_OBJ) $(B)/libcrescent.so
 $(B)/crescent_remote.so: $(REMOTE_OBJ) $(B)/libcrescent.so
 	$(CC) -shared -Wl,-z,nodelete,--no-undefined -o $@ $(REMOTE_OBJ) $(LDFLAGS) -L$(B) -lcrescent $(CURL_LIBS) -lpthread
 
-# What no library defines is an error here, not on a user's card. cuBLASLt and cuDNN are loaded before it (core/base/cuda_load.c), wherever they are.
+# An undefined symbol is an error at build time, not on a user's machine. core/base/cuda_load.c finds and loads cuBLASLt and cuDNN first.
 $(B)/crescent_cuda.so: $(CUDA_OBJ) $(B)/libcrescent.so
 	$(NVCC) -shared -o $@ $(CUDA_OBJ) -cudart static -Xlinker -z,nodelete,--no-undefined -Xlinker -rpath,'$$ORIGIN' \
 	  -L$(B) -lcrescent -L$(CUDA_ROOT)/lib64 -lcublasLt -lcudnn
@@ -106,7 +106,7 @@ $(B)/core/http/%.o: core/http/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(HTTP_FLAGS) -MMD -MP -c -o $@ $<
 
-# In its strict mode; its warnings are its authors'.
+# llhttp in its strict mode, without warnings, because the code is not ours.
 $(B)/llhttp/%.o: /usr/share/llhttp/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -w -DLLHTTP_STRICT_MODE=1 $(HTTP_FLAGS) -c -o $@ $<
@@ -129,7 +129,7 @@ PACKAGES := gcc make pkg-config luajit libluajit-5.1-dev libuv1-dev lua-luv lua-
             node-llhttp libwslay-dev libssl-dev lua-dbi-sqlite3 libcurl4-openssl-dev libhiredis0.14 \
             python3-pip lua-check clang-format clang-tidy libomp-dev perl tmux patchelf xz-utils fonts-dejavu-core
 
-# Debian's packages, asked for only if one is missing.
+# Debian's packages; apt-get runs only if one is missing.
 deps:
 	@missing=; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; \
@@ -140,7 +140,7 @@ deps:
 	  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 
-# Third-party weights, fetched once by version and hash into models/fetched.
+# Third-party weights, downloaded once by version and hash into models/fetched.
 models: all
 	@$(B)/crescent scripts/fetch.lua
 
@@ -150,8 +150,8 @@ demo: deps
 	@$(MAKE) --no-print-directory models
 	@$(B)/crescent demo
 
-# The small model's clip says what is typed, in a page: espeak-ng or flite speaks it. Somebody who listens keeps the mouth closed,
-# as the small model makes it beside silence.
+# A page on which the small model's face says the typed text, spoken by espeak-ng or flite. The idle clip needs a closed mouth,
+# so it is generated from silence.
 $(B)/live-demo/idle.mp4: | models
 	@mkdir -p $(@D)
 	@ffmpeg -v error -y -f lavfi -i anullsrc=r=16000:cl=mono -t 5 $(@D)/silence.wav
@@ -162,35 +162,34 @@ live-demo: models $(B)/live-demo/idle.mp4
 	echo 'Open http://127.0.0.1:$(LIVE_PORT)/live.html, begin, and type. Ctrl-C ends it.'; \
 	$(B)/crescent serve --checkpoint models/mini --idle $(B)/live-demo/idle.mp4 --say "$${voice##*/}" --data $(B)/live-demo --port $(LIVE_PORT)
 
-# Tables in the documentation that come from declarations, such as the options of lipsync.
+# Tables in the documentation that are generated from declarations, such as the options of lipsync.
 docs: all
 	@$(B)/crescent -e "require 'tests.support.docs'.write()"
 
 # ---- checking -------------------------------------------------------------------------------
 
 TESTS ?=
-# Files run side by side, as many as there are processors, four at most; beside a card one after another,
-# since some look at what the whole card does.
+# Number of test files that run in parallel: the number of cores, at most four. With a GPU it is one, since some tests measure
+# the whole GPU.
 TEST_JOBS ?= $(if $(wildcard /dev/nvidia0),1,$(shell n=$$(nproc); [ $$n -le 4 ] && echo $$n || echo 4))
 test: models lint
 	@JOBS=$(TEST_JOBS) CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
 
-# What takes longer: full-size networks, and many more drawn and damaged inputs.
+# Slow tests: full-size networks, and many more random and damaged inputs.
 test-slow: models
 	@CR_SLOW=1 CR_FUZZ=20000 CRESCENT=$(B)/crescent tests/run.sh $(TESTS)
 
-# On a machine with a card: the GPU's tests alone, built first where the headers for that are.
+# Only the GPU's tests. The program is built first if the headers are installed.
 GPU_TESTS := $(wildcard tests/cuda_*_test.lua)
 test-gpu: $(if $(LUA_LIBS),all)
 	@CRESCENT=$(B)/crescent tests/run.sh $(or $(TESTS),$(GPU_TESTS))
 
-# Whole networks in float16; REF=DIR measures PyTorch's beside them (tests/bench/torch_networks_cuda.py).
+# Whole networks in float16; REF=DIR compares them with PyTorch's (tests/bench/torch_networks_cuda.py).
 bench-gpu: $(if $(LUA_LIBS),all)
 	@$(B)/crescent tests/bench/cuda_networks.lua $(if $(REF),--ref $(REF)) $(BENCH)
 
-# Under valgrind, where a float takes fifty times as long: what is left out either computes for
-# minutes there (the networks' C code is run at small sizes by the tests of the operations) or starts
-# programs, which valgrind does not follow; SANITIZE=1 runs all of it.
+# Tests under valgrind, where computations take fifty times as long. The excluded tests either compute for minutes there (the
+# tests of operations run the same C code at small sizes) or start programs, which valgrind does not follow; SANITIZE=1 runs all.
 NOT_UNDER_VALGRIND := faults process pipeline lipsync mini compare unet quantize guidance guidance_methods examples vae whisper syncnet evaluate cli interrupt prompt session fetch install readme serve page live_page
 valgrind: models
 	@CRESCENT=tests/support/valgrind.sh PROGRAM=$(B)/crescent tests/run.sh \
@@ -199,7 +198,7 @@ valgrind: models
 C_FILES   := $(wildcard core/*.[ch] core/*/*.[ch] kernels/*/*.h kernels/*.cu kernels/*/*.cu)
 C_SOURCES := $(CORE_SRC) $(MEDIA_SRC) $(if $(CURL_LIBS),$(REMOTE_SRC)) $(if $(filter 1,$(HTTP)),$(HTTP_SRC)) core/main.c core/allocations.c
 
-# clang-tidy is slow, so each file is checked again only when it or a header changed.
+# clang-tidy is slow, so a file is checked again only after it or a header changes.
 LINTED    := $(C_SOURCES:%.c=build/lint/%.ok)
 
 lint: $(LINTED)
@@ -220,7 +219,7 @@ format:
 
 SHARE := $(DESTDIR)$(PREFIX)/share/crescent
 
-# models/fetched goes along, less the packages that it was taken out of and what tests alone want.
+# Includes models/fetched, without the downloaded packages and the files that only tests need.
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/crescent $(SHARE)/core
 	install -m 755 $(B)/crescent $(DESTDIR)$(PREFIX)/bin/
@@ -233,7 +232,7 @@ install: all
 	chmod -R u=rwX,go=rX $(SHARE)
 
 # A tarball that runs on any Linux with glibc 2.36 or newer: build/crescent-VERSION-linux-x86_64.tar.xz.
-# MODELS=0 leaves the fetched weights out, CUDA=0 the part for GPUs; CUDA's own libraries never go in.
+# MODELS=0 excludes the fetched weights, CUDA=0 the library for GPUs; NVIDIA's libraries are never included.
 MODELS ?= 1
 dist: all
 	@CUDA=$(CUDA) MODELS=$(MODELS) .ci/dist $(B) "$$($(B)/crescent -e 'print(cr.version)')"

@@ -34,10 +34,10 @@ t.test("the nodes' client works, reports errors, and leaves nothing on the serve
   t.ok(found.wrong_token:find 'token is not', found.wrong_token)
   t.ok(found.odd_token:find '^the token contains characters', found.odd_token)
   t.equal(#found.odd_url, 4)
-  for _, sentence in ipairs(found.odd_url) do t.ok(sentence:find "is no server's address: write it as", sentence) end
+  for _, sentence in ipairs(found.odd_url) do t.ok(sentence:find "is not a server's address: write it as", sentence) end
   t.ok(found.nobody:find '^no server answers at http://127%.0%.0%.1:9: start `crescent serve`', found.nobody)
   t.equal(found.ended, 'it fell')
-  t.equal(found.junk[1], found.url .. ' answered with no JSON: is it a `crescent serve`?')
+  t.equal(found.junk[1], found.url .. ' answered, but not with JSON: is it a `crescent serve`?')
   t.equal(found.junk[2], found.url .. " answered 418 I'm a Teapot: is it a `crescent serve`?")
   t.equal(found.cut, found.url .. ': the connection broke during the answer')
   t.equal(table.concat(found.files, ' '), 'made.png', 'files')
