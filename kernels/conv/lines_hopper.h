@@ -149,6 +149,50 @@ __device__ __forceinline__ void epilogue(uint32_t out, uint32_t out_row, uint32_
     stmatrix(to, m);
   }
 }
+
+/* Initializes the mbarriers; loads bias and slopes of the block's channels as f32. */
+template <typename C, typename T>
+__device__ __forceinline__ void prepare(uint32_t full, uint32_t empty, uint32_t weight_full,
+                                        uint32_t residual_full, float *add, float *slopes,
+                                        const T *bias, const T *slope, int first, const sizes &s) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < C::STAGES; i++) {
+      mbarrier_init(full + i * 8, 1);
+      mbarrier_init(empty + i * 8, 4 * C::GROUPS);
+    }
+    mbarrier_init(weight_full, 1);
+    for (int i = 0; i < C::GROUPS; i++) mbarrier_init(residual_full + i * 8, 1);
+    fence_mbarrier_init();
+  }
+  if (threadIdx.x < C::OUT) {
+    bool there = first + (int)threadIdx.x < s.o;
+    add[threadIdx.x] = bias && there ? crk_float(bias[first + threadIdx.x]) : 0.0f;
+    slopes[threadIdx.x] = slope && there ? crk_float(slope[first + threadIdx.x])
+                          : s.relu       ? 0.0f
+                                         : 1.0f;
+  }
+}
+
+/* Finishes the line of out whose accumulators begin at `done`, and stores it by TMA. */
+template <typename T, typename C>
+__device__ __forceinline__ void
+store_line(const CUtensorMap &out_map, uint32_t out, uint32_t out_row, uint32_t unit,
+           uint32_t swizzle, bool residual, const float (&acc)[3 * C::PIECES][4], int done,
+           const float *add, const float *slopes, int lane, int warpgroup, int thread, int first,
+           int x, int y, int n) {
+  named_barrier_sync(1 + warpgroup, 128);
+#pragma unroll
+  for (int b = 0; b < C::OUT_TILES; b++)
+    epilogue<T>(out + b * C::OUT_TILE_BYTES, out_row, unit, swizzle, residual, acc, done, b, add,
+                slopes, lane);
+  fence_async_shared();
+  named_barrier_sync(1 + warpgroup, 128);
+  if (thread == 0) {
+    for (int b = 0; b < C::OUT_TILES; b++)
+      tma_store_4d(&out_map, first + b * 32, x, y, n, out + b * C::OUT_TILE_BYTES);
+    tma_store_commit();
+  }
+}
 #endif
 
 template <typename T, typename C>
@@ -168,22 +212,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int warpgroup = threadIdx.x / 128, first = (int)blockIdx.y * C::OUT;
   float *add = (float *)(shared + C::BIAS_AT), *slopes = (float *)(shared + C::SLOPE_AT);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < C::STAGES; i++) {
-      mbarrier_init(full + i * 8, 1);
-      mbarrier_init(empty + i * 8, 4 * GROUPS);
-    }
-    mbarrier_init(weight_full, 1);
-    for (int i = 0; i < GROUPS; i++) mbarrier_init(residual_full + i * 8, 1);
-    fence_mbarrier_init();
-  }
-  if (threadIdx.x < C::OUT) {
-    bool there = first + (int)threadIdx.x < s.o;
-    add[threadIdx.x] = bias && there ? crk_float(bias[first + threadIdx.x]) : 0.0f;
-    slopes[threadIdx.x] = slope && there ? crk_float(slope[first + threadIdx.x])
-                          : s.relu       ? 0.0f
-                                         : 1.0f;
-  }
+  prepare<C>(full, empty, weight_full, residual_full, add, slopes, bias, slope, first, s);
   __syncthreads();
   int64_t begin = (int64_t)blockIdx.x * s.share, end = min(begin + s.share, s.lines);
 
@@ -257,18 +286,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
             mbarrier_wait(residual_full, (int)lines++);
           else if (thread == 0)
             tma_store_wait<0>();
-          named_barrier_sync(1 + warpgroup, 128);
-#pragma unroll
-          for (int b = 0; b < OUT_TILES; b++)
-            epilogue<T>(out + b * OUT_TILE_BYTES, out_row, unit, swizzle, s.residual, acc, DONE, b,
-                        add, slopes, lane);
-          fence_async_shared();
-          named_barrier_sync(1 + warpgroup, 128);
-          if (thread == 0) {
-            for (int b = 0; b < OUT_TILES; b++)
-              tma_store_4d(&out_map, first + b * 32, x, y, r.n, out + b * OUT_TILE_BYTES);
-            tma_store_commit();
-          }
+          store_line<T, C>(out_map, out, out_row, unit, swizzle, s.residual, acc, DONE, add, slopes,
+                           lane, warpgroup, thread, first, x, y, r.n);
         }
 #pragma unroll
         for (int j = 0; j < PIECES; j++)
