@@ -47,6 +47,7 @@ local function keep_lease(self, work)
     loop.sleep(self.lease / 3)
     if work.ended then return end
     local ok, kept = pcall(self.queue.extend, self.queue, work.message, self.lease)
+    if work.ended then return end -- (it was cancelled)
     if ok then self.queue_ok(true) else self.queue_ok(false, sentence_of(kept)) end
     if ok and not kept then
       self.log('warning', 'the lease was lost', { job = work.id })

@@ -4,8 +4,9 @@
 -- are those of 0.14, as Debian 12 has it, so that library alone is opened. There is no TLS in it: a server that wants TLS
 -- is reached through a proxy on the same machine.
 --
--- Invariants: commands are answered in their order, so many tasks may use one connection; a connection that broke is
--- made anew by the next command, and what waited for it gets an error. Nothing is tried again here.
+-- Invariants: commands are answered in their order, so many tasks may use one connection; a connection that broke, or on which
+-- nothing is answered (a network that was cut says nothing), is made anew by the next command, and what waited for it gets an
+-- error. Nothing is tried again here.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -33,7 +34,7 @@ int redisFormatCommandArgv(char **out, int count, const char **words, const size
 void redisFreeCommand(char *command);
 ]]
 local STRING, ARRAY, INTEGER, NIL, STATUS, ERROR = 1, 2, 3, 4, 5, 6
-local CONNECT = 10 -- seconds
+local CONNECT, ANSWER = 10, 15 -- seconds; a command may have Redis wait for some of them (queues/redis.lua)
 
 local hiredis
 
@@ -165,10 +166,13 @@ local function connect_to(self, address)
 end
 
 local function send(self, words)
-  local waiter = { what = 'Redis' }
+  local socket, timer = self.socket, uv.new_timer()
+  local waiter = { what = 'Redis', leave = function() timer:close() end }
   self.last = self.last + 1
   self.waiting[self.last] = waiter
-  local socket = self.socket
+  timer:start(ANSWER * 1000, 0, function()
+    if self.socket == socket then broken(self, ('%s: no answer within %d s'):format(place(self), ANSWER)) end
+  end)
   socket:write(command_of(words), function(err)
     if err and self.socket == socket then broken(self, ('%s: %s'):format(place(self), err)) end
   end)

@@ -1,9 +1,9 @@
 """A cloud for tests, on loopback: moto (SQS, S3, STS) behind a gate of our own that verifies signatures and, when told to,
 fails, cuts connections or is away; beside it what gives credentials (IMDSv2, a container's endpoint) and plain files.
 
-    python3 cloud.py [--no-moto] [--seed N]
+    python3 cloud.py [--no-moto] [--seed N] [--everywhere]
 
-prints one line of JSON, {"port": of the gate}. GET /-/set?NAME=VALUE sets
+prints one line of JSON, {"port": of the gate}; --everywhere listens on all addresses, not loopback alone. GET /-/set?NAME=VALUE sets
     fail    share of requests that are answered with 503, or whose answer is cut off half-way
     away    1: connections are closed before anything is read
     expires seconds that credentials last
@@ -227,7 +227,7 @@ def main():
         moto = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
         moto.start()
         moto_port = moto.get_host_and_port()[1]
-    server = Server(('127.0.0.1', 0), Gate)
+    server = Server(('0.0.0.0' if '--everywhere' in sys.argv else '127.0.0.1', 0), Gate)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps({'port': server.server_port}), flush=True)
     threading.Event().wait()

@@ -11,6 +11,7 @@ local url = require 'cr.remote.url'
 local M = {}
 
 local LONGEST_WAIT = 20 -- seconds, as SQS has it
+local IDLE = 15         -- seconds without a byte; a network that was cut says nothing
 local LONGEST_ERROR = 1000 -- bytes
 
 local REFUSED = { [400] = true, [404] = true } -- statuses with a code to look at
@@ -34,7 +35,7 @@ Sqs.__index = Sqs
 --- @return any answer
 local function ask(self, action, values, o)
   o = o or {}
-  o.method, o.body = 'POST', json.encode(values)
+  o.method, o.body, o.idle = 'POST', json.encode(values), o.idle or IDLE
   o.headers = { ['Content-Type'] = 'application/x-amz-json-1.0', ['X-Amz-Target'] = 'AmazonSQS.' .. action }
   local answer, problem = self.client:request(self.name, o)
   if not answer then errors.fail(problem) end
