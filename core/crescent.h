@@ -1066,10 +1066,12 @@ int cr_writer_end(cr_writer *w);
 /* Frees the writer, and deletes its file if it is unfinished. */
 void cr_writer_close(cr_writer *w);
 
-/* Joins parts of a film (video at 25 fps, all from one encoder) into one file without encoding them
- * again, with the sound of the file `sound` (NULL: none). Returns the number of frames. Any
- * thread. */
-int64_t cr_media_join(const char *path, int32_t count, const char *const *parts, const char *sound);
+/* Joins parts of a film (video from one encoder, at 25 fps, or, if `timed`, with times of its own
+ * that continue from part to part) into one file without encoding them again, with the sound of the
+ * file `sound` (NULL: none). Returns the number of frames, and in *last the time of the last one in
+ * seconds. Any thread. */
+int64_t cr_media_join(const char *path, int32_t count, const char *const *parts, const char *sound,
+                      int32_t timed, double *last);
 
 /* Reads an image file (PNG, JPEG, ...) as u8 [H W 3]. Any thread, as the next three. */
 int cr_picture_read(cr_tensor *out, const char *path);

@@ -33,9 +33,10 @@ cr.run(function()
   local ok, problem = pcall(function()
     local paths = {}
     for i, order in ipairs(list) do paths[i] = store:fetch(order.out, ('%s/%d%s'):format(scratch, i, ending)) end
-    local audio = store:fetch(list[1].body.audio, scratch .. '/sound')
+    local sounds = {}
+    for i, address in ipairs(film.sounds(list[1])) do sounds[address] = store:fetch(address, ('%s/sound%d'):format(scratch, i)) end
     local out = remote and scratch .. '/film' .. ending or args.out
-    require 'models.latentsync.join'.run(out, paths, frames, film.sound(list[1], audio))
+    require 'models.latentsync.join'.run(out, paths, frames, film.sound(list[1], sounds))
     if remote and not store:put(out, args.out, ending == '.mkv' and 'video/x-matroska' or 'video/mp4') then
       errors.failf('--out: %s already exists', args.out)
     end

@@ -1,10 +1,11 @@
 -- A film split into parts and joined: crescent split, the parts generated one by one as workers do, crescent join.
--- With CR_SLOW=1 seven parts instead of three.
+-- With CR_SLOW=1 seven parts instead of two, and all settings that make a part depend on earlier frames.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
 local checkpoint = require 'tests.support.checkpoint'
 local child = require 'tests.support.child'
+local drawn = require 'tests.support.film'
 local files = require 'cr.files'
 local json = require 'cr.json'
 local media = require 'cr.media'
@@ -13,7 +14,7 @@ local requests = require 'models.service.request'
 local scratch = require 'tests.support.scratch'
 
 local VIDEO, SOUND = cr.root .. '/models/mini/demo.mp4', cr.root .. '/models/mini/demo.flac'
-local PARTS, FRAMES = 3, 44
+local PARTS, FRAMES = 2, 28
 if os.getenv 'CR_SLOW' then PARTS, FRAMES = 7, 110 end
 
 if not t.has_fetched 'whisper/tiny.en.safetensors' then
@@ -41,13 +42,31 @@ local function film(ending, more)
     settings = settings }
 end
 
+-- A film in which what a part shows depends on much before it, at 30 frames a second: nobody at first, then two, of whom one
+-- goes, and after a cut the other and a third, who is larger.
+local function write_people(path)
+  local sink = media.writer(path, { fps = 30, lossless = true })
+  for i = 1, 50 do
+    local layers = {}
+    if i > 33 then
+      layers = { { drawn.person 'carl', x = 10, y = 20 }, { drawn.person 'bert', x = 230, y = 30 } }
+    elseif i > 20 then
+      layers = { { drawn.person 'anna', x = 10 + i, y = 30 }, { drawn.person 'bert', x = 230, y = 30 } }
+    end
+    local frame = drawn.frame(240, 440, layers, i, i > 33 and 90 or 128)
+    sink:write { frame }
+    frame:free()
+  end
+  sink:close()
+end
+
 local function split(body, ...)
   return child.run { 'split', scratch.write('film.json', json.encode(body)), '--root', '/', ... }
 end
 
 -- Splits, generates every part, joins; returns the paths of the film and its parts.
-local function in_parts(body, n, ending)
-  local r = split(body, '--parts', tostring(n))
+local function in_parts(body, n, ending, ...)
+  local r = split(body, '--parts', tostring(n), ...)
   t.equal(r.code, 0, r.err)
   local list, count = {}, 0
   for line in r.out:gmatch '[^\n]+' do
@@ -65,7 +84,7 @@ local function in_parts(body, n, ending)
 end
 
 local function decoded(path)
-  local reader, sound = media.reader(path, { fps = 25 }), media.load_audio(path)
+  local reader, sound = media.reader(path, { fps = 0 }), media.load_audio(path)
   local frames = reader:read(1000)
   reader:close()
   return frames, sound
@@ -76,32 +95,89 @@ local function free(frames, sound)
   sound:free()
 end
 
+-- Compares a film in parts with the whole: every pixel, every sample, the duration.
+local function compare(body, n, ...)
+  local whole = scratch.path 'whole.mkv'
+  local result = make(body, whole)
+  local joined = in_parts(body, n, '.mkv', ...)
+  local a, sound_a = decoded(whole)
+  local b, sound_b = decoded(joined)
+  t.equal(#b, #a)
+  local same = 0
+  for i, frame in ipairs(a) do same = same + (b[i] and frame:equal(b[i]) and 1 or 0) end
+  t.equal(same, #a)
+  t.equal(sound_b:size(1), sound_a:size(1))
+  t.ok(sound_a:equal(sound_b))
+  t.near(media.probe(joined).duration, media.probe(whole).duration, 1e-3)
+  t.ok(not a[1]:equal(a[28]), 'frames that are all alike tell nothing')
+  local length = sound_a:size(1) / media.probe(whole).sample_rate
+  free(a, sound_a)
+  free(b, sound_b)
+  return result, length
+end
+
 t.test(PARTS .. ' lossless parts have the pixels and the sound samples of the whole film', function()
   t.keeps_storages() -- the model
   cr.run(function()
     model = require 'models.latentsync'.load(tiny, { device = 'cpu', dtype = 'f32', size = 64 })
-    local body = film '.mkv'
-    local whole = scratch.path 'whole.mkv'
-    make(body, whole)
-    local joined = in_parts(body, PARTS, '.mkv')
-    local a, sound_a = decoded(whole)
-    local b, sound_b = decoded(joined)
-    t.equal(#b, FRAMES)
-    local same = 0
-    for i, frame in ipairs(a) do same = same + (frame:equal(b[i]) and 1 or 0) end
-    t.equal(same, FRAMES)
-    t.ok(not a[1]:equal(a[20]), 'frames that are all alike tell nothing')
-    t.equal(sound_b:size(1), sound_a:size(1))
-    t.ok(sound_a:equal(sound_b))
-    t.equal(sound_a:size(1), math.floor(FRAMES / 25 * 48000 + 0.5) / 48000 * media.probe(whole).sample_rate)
-    free(a, sound_a)
-    free(b, sound_b)
+    local result, length = compare(film '.mkv', PARTS, '--look', 'near')
+    t.equal(result.frames, FRAMES)
+    t.equal(length, math.floor(FRAMES / 25 * 48000 + 0.5) / 48000)
   end)
 end)
 
+local people, short = scratch.path 'people.mkv', nil
+
+-- What depends on all that was before: {what, more of the settings, voices, parts}.
+local CASES = { { 'windows without a face', { duration = 1.2 } } }
+if os.getenv 'CR_SLOW' then
+  for _, case in ipairs {
+    { "the video's own frames, windows that end with shots, two voices, and what follows the sound",
+      { fps = 'source', cut_windows = true, tail = 'keep' }, { left = true, right = true } },
+    { 'a video that ends before its sound', { duration = 1.9 } },
+    { 'windows that end with shots', { cut_windows = true } },
+    { 'what follows the sound', { tail = 'keep' } },
+    { "the video's own frames, shown backward", { fps = 'source', duration = 2.2 } },
+    { 'a person by number', { face = '2' } },
+    { 'a person by place', { face = '300,120' } },
+    { 'who speaks', { face = 'speaking', silence = 'keep' } },
+    { 'places that are held, pauses that are muted', { no_face = 'hold', silence = 'close', start = 0.3 } },
+    { 'noise in each step', { scheduler = 'euler_ancestral', rng = 'philox', steps = 2 } },
+    { 'everybody', {}, { all = true } },
+  } do CASES[#CASES + 1] = case end
+end
+
+for _, case in ipairs(CASES) do
+  t.test('parts look at all before them: ' .. case[1], function()
+    t.keeps_storages()
+    cr.run(function()
+      if not short then
+        write_people(people)
+        local sound = media.load_audio(SOUND, { rate = 16000, channels = 1 })
+        short = scratch.write('short.wav', scratch.wav_of(sound:narrow(1, 1, 16000)))
+        scratch.write('other.wav', scratch.wav_of(sound:narrow(1, 20001, 14000)))
+        sound:free()
+      end
+      local body = film('.mkv', case[2])
+      body.video = 'file://' .. people
+      if not case[2].duration then body.settings.duration, body.audio = nil, 'file://' .. short end
+      local voices = case[3]
+      if voices then
+        body.audio, body.voices = nil, {}
+        for _, face in ipairs { 'all', 'left', 'right' } do
+          if voices[face] then
+            body.voices[#body.voices + 1] = { face = face, audio = 'file://' .. (face == 'right' and scratch.path 'other.wav' or short) }
+          end
+        end
+      end
+      compare(body, 2)
+    end)
+  end)
+end
+
 t.test('parts of a lossy film begin with key frames, and the sound is encoded once', function()
   cr.run(function()
-    local body = film('.mp4', { duration = 1.2 })
+    local body = film('.mp4', { duration = 0.8 })
     local whole = scratch.path 'whole.mp4'
     make(body, whole)
     local joined = in_parts(body, 2, '.mp4')
@@ -115,7 +191,7 @@ t.test('parts of a lossy film begin with key frames, and the sound is encoded on
     end
     t.ok(worst < 10, worst) -- in levels of 255: H.264 decides differently after another key frame
     local info = media.probe(joined)
-    t.near(info.duration, 1.2, 0.03)
+    t.near(info.duration, 0.8, 0.03)
     free(a, sound_a)
     free(b, sound_b)
   end)
@@ -126,11 +202,11 @@ t.test('films that cannot be split or joined give one sentence, and nothing rema
     t.equal(r.code, 1, r.err)
     t.ok(r.err:find(pattern), r.err)
   end
-  refuses(split(film('.mkv', { fps = 'source' }), '--parts', '2'), 'a film cannot be split with fps %(parts are counted at 25')
-  refuses(split(film('.mkv', { face = '2' }), '--parts', '2'), 'a film cannot be split with face %(the person can')
+  refuses(split(film('.mkv', { match_colour = true }), '--parts', '2'), 'a film cannot be split with match%-colour %(colours are')
+  refuses(split(film('.mkv', { face = '2' }), '--parts', '2', '--look', 'near'), 'split with face and %-%-look near %(the person can')
   local long = film '.mkv'
   long.audio, long.settings.duration = 'file://' .. scratch.write('long.wav', scratch.wav(('\0\1'):rep(16000 * 8))), nil
-  refuses(split(long, '--seconds', '2'), 'the sound needs 8.00 s of video, but there are only')
+  refuses(split(long, '--seconds', '2', '--look', 'near'), 'the sound needs 8.00 s of video, but there are only')
   t.equal(split(film '.mkv').code, 2)
   local lines = {}
   for line in files.read(scratch.path 'parts.jsonl'):gmatch '[^\n]+' do lines[#lines + 1] = line end
@@ -154,13 +230,17 @@ t.test('films that cannot be split or joined give one sentence, and nothing rema
 end)
 
 t.test('a part reads and writes its text exactly', function()
-  local p = { first = 32, frames = 16, sound = { samples = 123456, frames = 771, top = 1 / 3 } }
-  local back = parts.kind.read(parts.kind.write(p))
-  t.equal(back.sound.top, 1 / 3)
-  t.equal(back.first .. back.frames .. back.sound.samples .. back.sound.frames, '3216123456771')
-  t.equal(parts.kind.read '1:0:2:3:4', nil)
-  t.equal(parts.kind.read '1:2:3:4', nil)
+  local sounds = { { samples = 123456, frames = 771, top = 1 / 3 }, { samples = 1, frames = 2, top = -1e-5 } }
+  local back = parts.kind.read(parts.kind.write { first = 32, frames = 16, near = true, sounds = sounds })
+  t.equal(back.sounds[1].top, 1 / 3)
+  t.equal(back.sounds[2].top, -1e-5)
+  t.equal(back.first .. back.frames .. back.sounds[1].samples .. back.sounds[1].frames, '3216123456771')
+  t.ok(back.near and not parts.kind.read '0:16:all:1:2:3'.near)
+  for _, text in ipairs { '1:0:all:2:3:4', '1:2:all:3:4', '1:2:3:4:5', '1:2:some:3:4:5', '1:2:all', '1:2:all:3:4:5:6' } do
+    t.equal(parts.kind.read(text), nil, text)
+  end
 end)
 
+drawn.free()
 child.clean()
 t.done()

@@ -1,8 +1,9 @@
 /* Joins files that are parts of one film without encoding: packets are copied.
  *
- * Invariants: the video of all parts comes from one encoder with the same settings, at 25 frames a
- * second, and begins with a key frame. Packet k of the film, in decoding order, gets the time k
- * minus the encoder's delay, so times increase across borders. */
+ * Invariants: the video of all parts comes from one encoder with the same settings, and begins with
+ * a key frame. At 25 frames a second, packet k of the film, in decoding order, gets the time k
+ * minus the encoder's delay, so times increase across borders. Frames with times of their own,
+ * which are encoded in their order, keep them. */
 #include <libavutil/avstring.h>
 #include <libavutil/opt.h>
 #include <stdlib.h>
@@ -23,6 +24,8 @@ typedef struct join {
   AVCodecParameters *first; /* parameters of the first part */
   int64_t frames, before;   /* packets written, and those of earlier parts */
   bool sound_waits, sound_ended;
+  bool timed;  /* frames have times of their own */
+  int64_t now; /* time of the frame written last, in its part's units */
 } join;
 
 static int no_memory(const join *j) { return cr__fail(CR_ENOMEM, "%s: out of memory", j->path); }
@@ -115,11 +118,29 @@ static int write_sound(join *j, bool all) {
       }
       j->sound_waits = true;
     }
-    if (!all && av_compare_ts(j->sound_packet->pts, j->from_sound->time_base, j->frames, FRAME) > 0)
+    int64_t next = j->timed ? j->now : j->frames;
+    AVRational unit = j->timed ? j->from->time_base : FRAME;
+    if (!all && av_compare_ts(j->sound_packet->pts, j->from_sound->time_base, next, unit) > 0)
       break;
     j->sound_waits = false;
     CR_TRY(write_packet(j, j->sound_packet, j->to_sound, j->from_sound->time_base));
   }
+  return CR_OK;
+}
+
+/* Gives a packet its time in the film. */
+static int set_times(join *j, const char *path, int64_t start) {
+  AVPacket *p = j->packet;
+  if (j->timed) {
+    if (p->pts == AV_NOPTS_VALUE) return cr__fail(CR_EFORMAT, "%s: a frame has no time", path);
+    p->dts = j->now = p->pts;
+    return CR_OK;
+  }
+  int64_t at = p->pts == AV_NOPTS_VALUE ? j->frames - j->before
+                                        : av_rescale_q(p->pts - start, j->from->time_base, FRAME);
+  p->pts = j->before + at;
+  p->dts = j->frames - j->first->video_delay;
+  p->duration = 1;
   return CR_OK;
 }
 
@@ -136,13 +157,8 @@ static int copy_part(join *j, const char *path) {
     }
     if (j->frames == j->before && !(j->packet->flags & AV_PKT_FLAG_KEY))
       return cr__fail(CR_EFORMAT, "%s: it does not begin with a key frame", path);
-    int64_t at = j->packet->pts == AV_NOPTS_VALUE
-                     ? j->frames - j->before
-                     : av_rescale_q(j->packet->pts - start, j->from->time_base, FRAME);
-    j->packet->pts = j->before + at;
-    j->packet->dts = j->frames - j->first->video_delay;
-    j->packet->duration = 1;
-    CR_TRY(write_packet(j, j->packet, j->to, FRAME));
+    CR_TRY(set_times(j, path, start));
+    CR_TRY(write_packet(j, j->packet, j->to, j->timed ? j->from->time_base : FRAME));
     j->frames++;
     CR_TRY(write_sound(j, false));
   }
@@ -175,11 +191,14 @@ static int run(join *j, int32_t count, const char *const *parts, const char *sou
 }
 
 CR_EXPORT int64_t cr_media_join(const char *path, int32_t count, const char *const *parts,
-                                const char *sound) {
+                                const char *sound, int32_t timed, double *last) {
   if (count < 1) return cr__fail(CR_EINVAL, "%s: no parts are given", path);
   media__quiet();
-  join j = {.path = path, .file = {.fd = -1, .through = -1}};
+  join j = {.path = path, .timed = timed != 0, .file = {.fd = -1, .through = -1}};
   int rc = run(&j, count, parts, sound);
+  if (rc >= 0)
+    *last = j.timed ? (double)j.now * av_q2d(j.from->time_base)
+                    : (double)(j.frames - 1) * av_q2d(FRAME);
   if (j.out && j.out->pb) avio_closep(&j.out->pb);
   cr__output_abandon(&j.file);
   avformat_free_context(j.out);

@@ -35,6 +35,8 @@ local BESIDE = 1 -- the GPU stream for work beside the networks
 --- @field frame (fun(self, item: FrameItem, frame: Tensor): Tensor)? takes a finished frame u8 [H W 3], returns another
 --- @field deep boolean? for a video with more than 8 bits per sample, frame() takes and returns f32 [H W 3] in [0, 1]; a stage
 ---   without this flag gets 8 bits
+--- @field pass (fun(self, clip: Clip, size: integer))? receives a clip before a part of a film, and the size of its faces if it were
+---   generated
 --- @field latents (fun(self, clip: Clip, latents: Tensor))? receives the final latents [1 F h w 4]
 --- @field close (fun(self, ok: boolean))? is called when the job has ended
 

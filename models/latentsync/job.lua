@@ -114,7 +114,7 @@ function M.of_checkpoint(s, dash)
   local sampling = model and model.sampling
   if not model then sampling = select(3, checkpoint.unet(s.checkpoint)) end
   settings.of_model(s, sampling, checkpoint.scheduler(model and model.dir or s.checkpoint))
-  local linked = s.part and require 'models.latentsync.part'.problem(s)
+  local linked = s.part and require 'models.latentsync.part'.problem(s, s.part.near)
   if linked then errors.fail(('%spart: a film cannot be split with %s%s'):format(dash, dash, linked)) end
   s.recipe = recipe_of(s, dash)
   check_card(s, dash)
@@ -283,17 +283,19 @@ function Job:skip(clip)
   end)
 end
 
--- Advances the random generator past all windows before this part of a film.
-function Job:skip_before(source)
-  for _, speaker in pairs(source.speakers) do
-    for _ = 1, source.skipped / source.frames do self:skip { source = speaker, n = source.frames } end
+-- Passes a clip before a part of a film: advances the random generator, and shows the clip to the stages.
+function Job:pass(clip)
+  self:skip(clip)
+  if self.began or not windows.is_made(clip) then return end -- (after a GPU's fault the stages have seen it)
+  for _, stage in ipairs(self.stages) do
+    if stage.pass then stage:pass(clip, self.model.size) end
   end
 end
 
 -- Prints what a user wants to know before the job begins.
 function Job:tell(source)
   local s, model, progress = self.settings, self.model, self.progress
-  progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.total - source.skipped, finder.shown(s.detector),
+  progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.stop - source.skipped, finder.shown(s.detector),
     model.size_advice and '; ' .. model.size_advice or ''))
   if model.lacking then progress:note(('%s: int8 is used instead'):format(model.lacking), true) end
   local fps = s.video_info.fps
@@ -327,18 +329,19 @@ function Job:run()
     end, function() return samplers.new(s, self.sampler.counts) end)
     local several = #self.makers > 1
     local asked = M.window_options(s, { measure = function(...) return progress:measure(...) end, pause = give_way,
-      colours = several and {} or nil })
+      colours = several and {} or nil, passed = function(clip) self:pass(clip) end })
     local function open(model) return windows.open(model, s.video, settings.voices(s), asked) end
     local source = several and cards.source(self, open) or open(self.model)
     local sink
     local ok, problem = pcall(function()
       self:tell(source)
-      if s.part then self:skip_before(source) end
-      progress:expect(s.tail == 'cut' and math.floor((source.total - source.skipped) * sinks.rate(s) / 25 + 0.5) or nil)
+      self.began = true
+      local tail = s.tail == 'keep' and source.stop == source.total -- (of several parts, the last one has it)
+      progress:expect(not tail and math.floor((source.stop - source.skipped) * sinks.rate(s) / 25 + 0.5) or nil)
       sink = sinks.open(s.out, s)
       flow.run {
         makers = self.makers, source = source, stages = self.stages, sink = sink, progress = progress, pause = give_way,
-        tail = s.tail == 'keep', frames_per_window = s.frames_per_window,
+        tail = tail, frames_per_window = s.frames_per_window,
         make = function(maker, clip) return self:make(maker, clip) end,
         skip = function(clip) self:skip(clip) end,
         collected = several and cards.collected or nil, home = several and cards.home(self) or nil,
@@ -382,7 +385,7 @@ end
 local any, some, where = arguments.any, arguments.maybe(arguments.table), arguments.maybe(arguments.string)
 arguments.methods(Job, 'job', {
   run = {}, describe = {}, cancel = { any }, give_way = {}, make = { any, any }, skip = { any },
-  skip_before = { any }, tell = { any },
+  pass = { any }, tell = { any },
 })
 return arguments.guard('job.', M, {
   settings = { arguments.table, where, arguments.maybe(arguments.boolean) }, of_checkpoint = { arguments.table, arguments.string },

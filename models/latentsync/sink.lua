@@ -30,12 +30,14 @@ end
 --- Opens a file for a job's sound beside small images, 25 per second, which set its length.
 --- @param path string
 --- @param s table settings {audio, start, duration, lossless}
+--- @param rate number? pictures have times of their own, about so many a second
 --- @return table a writer of cr.media
-function M.sound(path, s)
+function M.sound(path, s, rate)
   local start = s.start or 0
   local stop = s.duration and start + s.duration or nil
   local sound, gain = sound_of(s, start, stop)
-  return media.writer(path, { fps = 25, audio = sound, audio_gain = gain, audio_start = start, audio_end = stop, lossless = s.lossless })
+  return media.writer(path, { fps = rate or 25, timed = rate and true, audio = sound, audio_gain = gain, audio_start = start,
+    audio_end = stop, lossless = s.lossless })
 end
 
 --- @param path string its extension selects the container

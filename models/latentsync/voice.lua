@@ -58,28 +58,41 @@ end
 local Voice = {}
 Voice.__index = Voice
 
-local function hear(whisper, path, source, o)
+local function hear(whisper, path, source, o, facts)
   local self = setmetatable({ path = path }, Voice)
   local ok, result = pcall(function()
     if o.silence ~= 'model' then self.silence = silences.find(source) end
     if o.silence == 'close' then source = self.silence:muted(source) end
-    return audio.tokens(whisper, source, { overlap = o.audio_overlap, facts = o.part and o.part.sound })
+    return audio.tokens(whisper, source, { overlap = o.audio_overlap, facts = facts })
   end)
   if not ok then error((tostring(result):gsub('^audio: ', path .. ': ')), 0) end
   self.tokens = result
   return self
 end
 
---- The figures about the whole sound that a part of a film needs.
---- @param path string
+-- The number of samples of the longest of several sounds; nil for a single one, which is not padded.
+local function longest_of(paths, o)
+  local longest
+  for i = 1, #paths > 1 and #paths or 0 do
+    longest = math.max(longest or 0, samples_of(sound(paths[i], o.start, o.duration)))
+  end
+  return longest
+end
+
+--- The figures about the whole sounds that a part of a film needs.
+--- @param paths string[]
 --- @param o table {start, duration, silence} from the settings
---- @return SoundFacts
-function M.facts(path, o)
-  local source = sound(path, o.start, o.duration)
-  if o.silence == 'close' then source = silences.find(source):muted(source) end
-  local ok, result = pcall(audio.facts, source)
-  if not ok then error((tostring(result):gsub('^audio: ', path .. ': ')), 0) end
-  return result
+--- @return SoundFacts[] one for each voice
+function M.facts(paths, o)
+  local longest, list = longest_of(paths, o), {}
+  for i, path in ipairs(paths) do
+    local source = sound(path, o.start, o.duration, longest)
+    if o.silence == 'close' then source = silences.find(source):muted(source) end
+    local ok, result = pcall(audio.facts, source)
+    if not ok then error((tostring(result):gsub('^audio: ', path .. ': ')), 0) end
+    list[i] = result
+  end
+  return list
 end
 
 --- The number of frames, at 25 per second, for a voice of this length: see Voice:frames.
@@ -96,16 +109,14 @@ end
 --- Prepares voices, padded with silence to the length of the longest.
 --- @param whisper Whisper
 --- @param paths string[]
---- @param o table {start, duration, silence, audio_overlap} from the settings
+--- @param o table {start, duration, silence, audio_overlap, part} from the settings
 --- @return Voice[]
 function M.hear(whisper, paths, o)
-  local longest
-  for i = 1, #paths > 1 and #paths or 0 do
-    longest = math.max(longest or 0, samples_of(sound(paths[i], o.start, o.duration)))
-  end
+  local longest, facts = longest_of(paths, o), o.part and o.part.sounds or {}
+  if o.part and #facts ~= #paths then error(('part: it describes %d voices, but there are %d'):format(#facts, #paths), 0) end
   local voices = {}
   for i, path in ipairs(paths) do
-    local ok, result = pcall(hear, whisper, path, sound(path, o.start, o.duration, longest), o)
+    local ok, result = pcall(hear, whisper, path, sound(path, o.start, o.duration, longest), o, facts[i])
     if not ok then
       for _, voice in ipairs(voices) do voice:free() end
       error(result, 0)

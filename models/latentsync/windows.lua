@@ -39,8 +39,9 @@ local CLOSE = 2e-3 -- seconds: Matroska rounds frame times to whole milliseconds
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], after condition() was called
 
 --- @class Windows
---- @field total integer frames of the result; for a part of a film including the frames before it, whose number is
---- @field skipped integer
+--- @field total integer frames of the result; for a part of a film, of the whole film's
+--- @field skipped integer frames before the part, which are not generated
+--- @field stop integer frames of the result up to the end of the part: no window begins behind it
 --- @field voices Voice[] the voices
 --- @field cast Cast the selected people
 --- @field source table the video's frames: models/latentsync/frames.lua
@@ -71,6 +72,7 @@ Windows.__index = Windows
 --- @field measure function? (stage, frames, fn, ...): times a stage
 --- @field colours table? with several GPUs: the state of colour matching by person, kept for windows that are opened again
 --- @field pause function? is called after each processed frame, so that other tasks can run
+--- @field passed fun(clip: Clip)? is called with each clip before a part of a film, which is not generated
 
 --- The number of frames in `seconds`, at 25 per second.
 local function frames_of(seconds) return math.floor(seconds * 25 + 0.5) end
@@ -115,15 +117,39 @@ local function speaker_of(self, part)
   return speaker
 end
 
--- Starts the film at a part: sets the first frame to analyse, and the number of frames that are only analysed.
+-- Restricts the film to a part: sets the first frame to analyse, and the number of frames that are only analysed.
 local function begin_part(self, part)
   if part.first % self.frames ~= 0 or part.first >= self.total then
     error(('part: no window of this film begins at frame %d'):format(part.first), 0)
   end
+  self.stop = math.min(self.total, part.first + part.frames)
+  if not part.near then return 0, 0 end
   self.shown, self.window = part.first, part.first / self.frames
-  self.total = math.min(self.total, part.first + part.frames)
   local lead = math.min(film_part.LEAD, part.first)
   return part.first - lead, lead
+end
+
+local next_window -- below
+
+-- Passes over the windows before a part, which are not generated.
+local function pass_over(self, part)
+  local passed = self.o.passed or function() end
+  if part.near then -- (each is assumed to contain a face)
+    for _, speaker in pairs(self.speakers) do
+      for _ = 1, part.first / self.frames do passed { source = speaker, n = self.frames, items = {} } end
+    end
+    return
+  end
+  while self.shown < part.first do
+    next_window(self)
+    for _, clip in ipairs(self.clips) do
+      if M.has_face(clip) then passed(clip) end
+    end
+    local last = self.clips[#self.clips]
+    for _, item in ipairs(last.shown or last.items) do item.frame:free() end
+    self.clips = {}
+  end
+  self.silent = { windows = 0, frames = 0 }
 end
 
 --- Opens a video and its voices.
@@ -133,7 +159,7 @@ end
 --- @param options WindowOptions?
 --- @return Windows
 function M.open(model, video, sounds, options)
-  local o = settings.check('windows', options or {}, { 'find', 'paste' }, { 'finder', 'measure', 'pause', 'colours' })
+  local o = settings.check('windows', options or {}, { 'find', 'paste' }, { 'finder', 'measure', 'pause', 'colours', 'passed' })
   o = settings.resolve(o, nil, model)
   local F = o.frames_per_window
   if F > model:max_frames() then
@@ -153,9 +179,9 @@ function M.open(model, video, sounds, options)
   local limit, heard = o.duration and math.max(1, frames_of(o.duration)), 0
   for _, voice in ipairs(self.voices) do heard = math.max(heard, voice:frames(o.length)) end
   self.total = math.min(heard, limit or math.huge)
+  self.stop = self.total
   local first, lead = 0, 0
   if o.part then first, lead = begin_part(self, o.part) end
-  self.skipped = self.shown
   self.crowd = M.crowd(o, model, chosen, video, paths)
   self.cast = casts.new { video = video, choices = chosen, size = model.size, smooth = o.smooth, hold = o.no_face == 'hold',
     cut = o.cut_windows }
@@ -166,6 +192,8 @@ function M.open(model, video, sounds, options)
   }
   for _, part in ipairs(self.cast.parts) do speaker_of(self, part) end
   for _, item in ipairs(self.source:take(lead, true)) do item.frame:free() end
+  if o.part then pass_over(self, o.part) end
+  self.skipped = self.shown
   return self
 end
 
@@ -242,12 +270,13 @@ local function clip_of(self, speaker, items, n, first)
 end
 
 -- The clips of the next window: one for each person in it, or one without a person.
-local function next_window(self)
+function next_window(self)
   local n, first, clips = math.min(self.frames, self.total - self.shown), self.shown + 1, {}
   local items, least = (self.own_rate and own_frames or shot_of)(self, n)
   n, self.window = least or n, self.window + 1
-  if self.o.part and items[#items].turned then
-    error('part: the video ends before the sound, so the rest would play backward: set duration to the length of the video', 0)
+  if self.o.part and self.o.part.near and items[#items].turned then
+    error('part: the video ends before the sound, so the rest would play backward: set duration to the length of the video, or use ' ..
+      '--look all', 0)
   end
   local silent = {} -- for each frame, whether it is silent for everybody
   local nobody = { items = items, shown = self.own_rate and items or nil, n = n, first = first,
@@ -274,7 +303,7 @@ end
 function Windows:next()
   local model = self.model
   if #self.clips == 0 then
-    if self.shown >= self.total then return nil end
+    if self.shown >= self.stop then return nil end
     next_window(self)
   end
   local clip = table.remove(self.clips, 1)
@@ -297,7 +326,7 @@ end
 
 --- The number of windows; if they end at cuts, an estimate.
 --- @return integer
-function Windows:count() return self.window + math.ceil((self.total - self.shown) / self.frames) end
+function Windows:count() return self.window + math.ceil((self.stop - self.shown) / self.frames) end
 
 --- A clip's window index, from 1.
 --- @param clip Clip

@@ -23,15 +23,14 @@ end
 
 --- Creates the jobs for the parts of a film.
 --- @param order Order the whole job
---- @param path_of fun(address: string): string local path of the sound, and of the video if it is available
---- @param o table {parts, seconds}: their number, or the length of each in seconds
+--- @param path_of fun(address: string): string local path of a sound, and of the video if it is available
+--- @param o table {parts, seconds, look}: their number, or the length of each in seconds; what is analysed before a part
 --- @return table[] jobs in the queue's format
 function M.cut(order, path_of, o)
   local body = order.body
-  if order.kind ~= 'lipsync' or body.voices then errors.fail 'only a lipsync job with one voice can be split' end
+  if order.kind ~= 'lipsync' then errors.fail 'only a lipsync job can be split' end
   if (body.settings or {}).part then errors.fail 'part: the job is already a part' end
   local s = settings_of(order, path_of)
-  s.voice = body.voices
   local list = parts.cut(s, o)
   local jobs = {}
   for i, part in ipairs(list) do
@@ -76,12 +75,23 @@ function M.series(text)
   return list, frames
 end
 
+--- The addresses of a job's sounds.
+--- @param order Order
+--- @return string[]
+function M.sounds(order)
+  local list = {}
+  for _, file in ipairs(order.files) do
+    if file.field ~= 'video' then list[#list + 1] = file.name end
+  end
+  return list
+end
+
 --- The settings for the whole film's sound.
 --- @param order Order one of its parts
---- @param audio string the sound's path
+--- @param paths table<string, string> local paths of its sounds, by address
 --- @return table
-function M.sound(order, audio)
-  return settings_of(order, function(address) return address == order.body.audio and audio or address end)
+function M.sound(order, paths)
+  return settings_of(order, function(address) return paths[address] or address end)
 end
 
 --- Formats jobs as lines of JSON.

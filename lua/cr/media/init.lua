@@ -29,13 +29,17 @@ function media.version() return ffi.string(lib.cr_media_version()) end
 --- Puts the pictures of parts of a film one after the other into a file, without encoding them again, and the sound of
 --- another beside them.
 --- @param path string its ending picks the container
---- @param parts string[] files of one writer's settings, 25 frames a second
+--- @param parts string[] files of one writer's settings, 25 frames a second, or timed
 --- @param sound string? a file with sound
+--- @param timed boolean? frames have times of their own, which continue from part to part
 --- @return integer frames
-function media.join(path, parts, sound)
+--- @return number time of the last frame, in seconds
+function media.join(path, parts, sound, timed)
   local list = ffi.new('const char *[?]', #parts)
   for i, part in ipairs(parts) do list[i - 1] = part end
-  return tonumber(check(lib.cr_media_join(want_path('join', path), #parts, list, sound)))
+  local last = ffi.new 'double[1]'
+  local frames = check(lib.cr_media_join(want_path('join', path), #parts, list, sound, timed and 1 or 0, last))
+  return tonumber(frames), last[0]
 end
 
 --- Reads a picture file (PNG, JPEG, ...).
@@ -96,7 +100,7 @@ return arguments.guard('', media, {
   version = {}, read_picture = { any, maybe(arguments.options { whole = boolean }) },
   check_picture = { any, arguments.integer, arguments.integer }, eight_bits = { deep.kind }, floats = { deep.kind },
   write_picture = { any, tensor.kinds.alive }, probe = { any },
-  join = { any, files, string },
+  join = { any, files, string, boolean },
   reader = { any, maybe(arguments.options {
     fps = number, device = string, planes = boolean, wait = boolean, deep = boolean,
   }) },

@@ -82,6 +82,8 @@ local function of_mouths(job, model)
     return scale
   end
 
+  function stage:pass(clip, size) decide(clip, size) end -- luacheck: no self
+
   function stage:window(clip, faces)
     if not faces then return nil end
     local size = faces:size(2)
