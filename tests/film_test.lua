@@ -109,7 +109,7 @@ local function compare(body, n, ...)
   t.equal(sound_b:size(1), sound_a:size(1))
   t.ok(sound_a:equal(sound_b))
   t.near(media.probe(joined).duration, media.probe(whole).duration, 1e-3)
-  t.ok(not a[1]:equal(a[28]), 'frames that are all alike tell nothing')
+  t.ok(not a[1]:equal(a[math.min(#a, 28)]), 'frames that are all alike tell nothing')
   local length = sound_a:size(1) / media.probe(whole).sample_rate
   free(a, sound_a)
   free(b, sound_b)

@@ -248,6 +248,26 @@ t.test('SQS jobs with files in a failing bucket and on a web server', function()
   end)
 end)
 
+t.test('workers wait for a bucket that is unavailable, and count no attempt', function()
+  with_client(function()
+    cloud:set { away = 1 }
+    send(json.encode { id = 'patient', video = 's3://films/in/v.mp4', audio = 's3://films/in/a.flac', out = 's3://films/out/',
+      settings = SETTINGS })
+    local worker = start(address, '--lease', '3', '--tries', '1')
+    local at = worker:line '"event":"listening".-"port":(%d+)'
+    worker:line '"event":"the store cannot be reached"'
+    local text = http.request { url = 'http://127.0.0.1:' .. at .. '/metrics' }.body
+    t.ok(text:find('crescent_store_reachable 0', 1, true), text)
+    cloud:set { away = 0 }
+    t.ok(t.wait(empty))
+    t.equal(count(worker, 'the store answers'), 1)
+    t.equal(count(worker, 'done'), 1, said(worker))
+    worker:stop()
+    require 'cr.remote.s3'.get('s3://films/out/patient.mp4', scratch.path 'patient.mp4')
+    t.ok(scratch.read(scratch.path 'patient.mp4') == expected)
+  end)
+end)
+
 t.test('a Matroska result is uploaded while it is written', function()
   run(function()
     local growing, s3, upload = require 'models.service.growing', require 'cr.remote.s3', require 'cr.remote.upload'

@@ -20,6 +20,14 @@ function M.fail(message, code, field)
   error(setmetatable({ message = tostring(message), code = code or 1, field = field }, Failure), 0)
 end
 
+--- Fails as fail does because somebody else is away: the same may succeed later.
+--- @param message string
+function M.unavailable(message) error(setmetatable({ message = message, code = 1, passes = true }, Failure), 0) end
+
+--- Whether an error value was raised by unavailable.
+--- @return boolean
+function M.is_unavailable(value) return M.is_failure(value) and value.passes == true end
+
 --- Ends the script as fail does, with a message that is formatted.
 --- @param format string of string.format, whose values follow
 function M.failf(format, ...) M.fail(format:format(...)) end

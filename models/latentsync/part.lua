@@ -73,16 +73,15 @@ end
 --- Splits a film at window borders into parts of equal length, to within one window.
 --- @param s table settings {video (nil: its length is not checked), audio or voice, start, duration, length, silence,
 ---   frames_per_window ...}
+--- @param sounds string[] paths of the voices
 --- @param o table {parts = their number, at most one per window; or seconds = length of each; look = 'all' or 'near'}
 --- @return FilmPart[]
-function M.cut(s, o)
+function M.cut(s, sounds, o)
   local errors, media, voices = require 'cr.errors', require 'cr.media', require 'models.latentsync.voice'
   local near = o.look == 'near'
   local problem = M.problem(s, near)
   if problem then errors.fail('a film cannot be split with ' .. problem) end
-  local paths = {}
-  for i, voice in ipairs(require 'models.latentsync.settings'.voices(s)) do paths[i] = voice.path end
-  local facts, heard = voices.facts(paths, s), 0
+  local facts, heard = voices.facts(sounds, s), 0
   for _, one in ipairs(facts) do heard = math.max(heard, voices.frames(one, s.length or 'sound')) end
   local limit = s.duration and math.max(1, math.floor(s.duration * 25 + 0.5)) or math.huge
   local total = math.min(heard, limit)

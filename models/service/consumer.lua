@@ -58,8 +58,25 @@ local function keep_lease(self, work)
   end
 end
 
+-- Calls a method of the store. While the store is unavailable, which is not the job's fault, it waits, as long as the job
+-- belongs to this worker.
+local function reach(self, work, method, ...)
+  local n = 0
+  while true do
+    local ok, result = pcall(method, self.store, ...)
+    if ok then
+      self.store_ok(true)
+      return result
+    end
+    if not errors.is_unavailable(result) or work.lost or work.leaving or self.leaving then error(result, 0) end
+    self.store_ok(false, sentence_of(result))
+    n = n + 1
+    loop.sleep(retry.pause(n, 1, 30))
+  end
+end
+
 -- Downloads a job's files; returns {[address] = {path, shown, still}}.
-local function bring(self, order, folder)
+local function bring(self, work, order, folder)
   local paths, tasks = {}, {}
   for i, file in ipairs(order.files) do
     if not paths[file.name] then
@@ -67,7 +84,7 @@ local function bring(self, order, folder)
       paths[file.name] = { shown = url.shown(file.name) }
       tasks[#tasks + 1] = function()
         local found = paths[file.name]
-        found.path = self.store:fetch(file.name, ('%s/in%d%s'):format(folder, i, ending))
+        found.path = reach(self, work, self.store.fetch, file.name, ('%s/in%d%s'):format(folder, i, ending))
         if order.kind == 'upscale' then found.still = self.pool:probe(found.path).still end
       end
     end
@@ -101,12 +118,12 @@ end
 
 -- Returns 'done' or 'repeated'; raises one sentence.
 local function carry_out(self, work, order, folder)
-  if self.store:exists(order.out) then return 'repeated' end
+  if reach(self, work, self.store.exists, order.out) then return 'repeated' end
   local paths, grown = {}, nil
   local ok, outcome = pcall(function()
     assert(disk.make_folder(folder))
     local began = clock()
-    paths = bring(self, order, folder)
+    paths = bring(self, work, order, folder)
     self.counts.seconds:add(clock() - began, 'bring')
     grown = growing.start(self.store, order.out, folder)
     local m = make(work, order, paths, folder)
@@ -120,21 +137,24 @@ local function carry_out(self, work, order, folder)
     began = clock()
     local file = m.done.result.file
     local kind = ({ mkv = 'video/x-matroska', mp4 = 'video/mp4', png = 'image/png' })[file:match '%w+$']
-    local new = self.store:put(folder .. '/' .. file, order.out, kind, grown:stop())
+    local new = reach(self, work, self.store.put, folder .. '/' .. file, order.out, kind, grown:stop())
     self.counts.seconds:add(clock() - began, 'put')
     return new and 'done' or 'repeated'
   end)
   if not ok and grown then grown:abort() end
   disk.remove(folder)
-  if not ok then errors.fail(in_words(self, paths, sentence_of(outcome))) end
+  if not ok then
+    local raise = errors.is_unavailable(outcome) and errors.unavailable or errors.fail
+    raise(in_words(self, paths, sentence_of(outcome)))
+  end
   return outcome
 end
 
 -- Handles the message of a failed job.
-local function give_up(self, work, problem)
+local function give_up(self, work, problem, passes)
   local m = work.message
   if work.lost then return 'lost' end
-  if work.leaving then
+  if work.leaving or passes then
     self.queue:fail(m, { blameless = true })
     return 'given_back'
   end
@@ -176,7 +196,7 @@ local function handle(self, maker, message)
   if not ok and outcome == 'interrupted' then error(outcome, 0) end
   local problem = not ok and sentence_of(outcome) or nil
   local told, why = tell_queue(self, function()
-    if problem then return give_up(self, work, problem) end
+    if problem then return give_up(self, work, problem, errors.is_unavailable(outcome)) end
     self.queue:done(message)
     return outcome
   end)
@@ -235,6 +255,7 @@ local function count_in(self)
     retries = m:counter('crescent_retries_total', 'Retried requests to queues and stores.'),
     queue = m:gauge('crescent_queue_length', 'Approximate number of waiting and running messages.'),
     reachable = m:gauge('crescent_queue_reachable', 'Whether the last request to the queue succeeded.'),
+    store = m:gauge('crescent_store_reachable', 'Whether the last request for a file was answered.'),
   }
   m:gauge('crescent_worker_busy', 'Whether a device is running a job.', { 'worker' }, function(set)
     for _, maker in ipairs(self.pool.makers) do set(maker.state == 'busy' and 1 or 0, maker.name) end
@@ -264,6 +285,15 @@ function M.new(o)
     self.counts.reachable:set(ok and 1 or 0)
   end
   self.is_reachable = function() return reachable ~= false end
+  self.counts.store:set(1)
+  local store
+  function self.store_ok(ok, problem)
+    if not ok and store ~= false or ok and store == false then
+      self.log(ok and 'info' or 'error', ok and 'the store answers' or 'the store cannot be reached', { error = problem })
+    end
+    store = ok
+    self.counts.store:set(ok and 1 or 0)
+  end
   return self
 end
 

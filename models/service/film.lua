@@ -31,7 +31,9 @@ function M.cut(order, path_of, o)
   if order.kind ~= 'lipsync' then errors.fail 'only a lipsync job can be split' end
   if (body.settings or {}).part then errors.fail 'part: the job is already a part' end
   local s = settings_of(order, path_of)
-  local list = parts.cut(s, o)
+  local sounds = {}
+  for i, voice in ipairs(latentsync.voices(s)) do sounds[i] = voice.path end
+  local list = parts.cut(s, sounds, o)
   local jobs = {}
   for i, part in ipairs(list) do
     local mark = ('part-%03d-of-%03d'):format(i, #list)

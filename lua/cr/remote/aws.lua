@@ -103,6 +103,7 @@ end
 ---   on from where this one ended}
 --- @return HttpAnswer? nil: it failed for good
 --- @return string? problem
+--- @return boolean? whether it may pass
 function Client:request(what, o)
   return retry.call(function()
     local answer, problem, passes, received, failed = try(self, what, o)

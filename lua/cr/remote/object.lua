@@ -29,7 +29,7 @@ end
 --- Asks about an object; a bucket of another region says so, and is asked there.
 --- @param address string s3://BUCKET/KEY
 --- @param o table as of AwsClient.request, without endpoint, path and region
---- @return HttpAnswer
+--- @return HttpAnswer it raises that the service is unavailable, if that may pass
 function M.request(address, o)
   local place, again = place_of(address), o.again
   o.endpoint, o.path, o.region = place.endpoint, place.path, place.region
@@ -43,8 +43,10 @@ function M.request(address, o)
     end
     return again and again(received, answer) or moved
   end
-  local answer, problem = client:request(url.shown(address), o)
-  return answer or errors.fail(problem)
+  local ok, answer, problem, passes = pcall(client.request, client, url.shown(address), o)
+  if not ok and errors.is_failure(answer) then errors.unavailable(answer.message) end -- (there are no credentials)
+  if not ok then error(answer, 0) end
+  return answer or (passes and errors.unavailable or errors.fail)(problem)
 end
 
 --- Whether what goes to an object is encrypted on its way.

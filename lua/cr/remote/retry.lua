@@ -31,7 +31,9 @@ end
 --- @param fn fun(): any, string?, boolean|'anew'|nil a result; or nil, what went wrong, and whether it may pass: 'anew' if this
 ---   try has come further than the one before, so that it counts as the first
 --- @param o table? {tries = 6, base, most: see pause}
---- @return any result, string? problem of the last try
+--- @return any result
+--- @return string? problem of the last try
+--- @return boolean? whether that may pass
 function M.call(fn, o)
   o = o or {}
   local n = 0
@@ -39,7 +41,7 @@ function M.call(fn, o)
     local result, problem, passes = fn()
     if result ~= nil then return result end
     n = passes == 'anew' and 1 or n + 1
-    if not passes or n >= (o.tries or 6) then return nil, problem end
+    if not passes or n >= (o.tries or 6) then return nil, problem, passes and true or false end
     if M.watch then M.watch(problem) end
     loop.sleep(M.pause(n, o.base, o.most))
   end
