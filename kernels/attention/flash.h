@@ -68,8 +68,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 /* ---- the kernel ---- */
 
-constexpr int STEP = 32;              /* keys of a step */
-constexpr float SUM_LIMIT = 32768.0f; /* of a lane's probabilities in a step; f16 ends at 65504 */
+constexpr int STEP = 32; /* keys of a step */
+constexpr float SUM_LIMIT =
+    32768.0f; /* the largest sum of a lane's probabilities in a step; the f16 maximum is 65504 */
 
 /* Bytes from row to row in shared memory. */
 template <int COLUMNS> constexpr int pitch = (COLUMNS / 8 | 1) * 16;

@@ -87,7 +87,7 @@ bool takes(const crk_conv *c) {
   if (lines < (int64_t)LEAST_LINES * c->d->multiprocessors ||
       out[2] * 10ll < strips * wide::WIDE * 7)
     return false;
-  /* TMA coordinates are ints, and those of x may begin before it by the padding. */
+  /* TMA coordinates are ints, and the padding makes those of x negative. */
   for (int i = 0; i < 4; i++)
     if (c->o->pad[i] > 1 << 20) return false;
   if (!strided(c->x, dtype) || !strided(c->out, dtype) || !strided(c->residual, dtype) ||

@@ -36,7 +36,7 @@ typedef struct crk_group_work {
   int32_t dtype, samples, channels, groups;
   bool silu, vectors; /* vectors: rows and channels suit accesses of 16 bytes */
   double eps;
-  const float *divisor; /* of codes; NULL: out has numbers */
+  const float *divisor; /* of the quantization; NULL: out is not quantized */
   bool e4m3;            /* codes are E4M3, else int8 */
 } crk_group_work;
 
@@ -150,7 +150,7 @@ crk_group_apply(const crk_pack<T, V> &x, const float *mean, const float *scale, 
     return crk_repack<T, V>(y);
 }
 
-/* The factors of V channels before they are coded. */
+/* Before quantization: the inverse divisors of V channels. */
 template <typename O, int V>
 __device__ __forceinline__ void crk_take_inverses(float *inverse, const float *divisor) {
   if constexpr (sizeof(O) == 1) {
