@@ -197,7 +197,7 @@ t.test('shards are one file', function()
   t.near(weights.tree(file).a.weight, cr.ones(2), 0)
   t.raises(function() file:get 'spare' end, 'index.json: there is no tensor spare')
   file:close()
-  t.raises(function() index { c = 'm-1.safetensors' } end, 'index.json: c is to be in m%-1.safetensors, but is not there')
+  t.raises(function() index { c = 'm-1.safetensors' } end, 'index.json: c should be in m%-1.safetensors, but is not')
   t.raises(function() index { c = 'm-3.safetensors' } end, 'm%-3.safetensors: No such file')
   for _, name in ipairs { '../m-1.safetensors', '/etc/passwd', '..', '', 5 } do
     t.raises(function() index { c = name } end, 'weight_map does not name a file beside it for c')
@@ -248,7 +248,7 @@ t.test("unknown tensors of a Whisper file are counted, except its decoder's", fu
   end
   t.equal(heard(), '3\n')
   all['encoder.adapter'] = cr.zeros(1)
-  t.equal(heard(), 'crescent: ' .. dir .. '/tiny.safetensors: 1 tensor that this network does not have: passed over (encoder.adapter)\n3\n')
+  t.equal(heard(), 'crescent: ' .. dir .. '/tiny.safetensors: 1 tensor that this network does not have: ignored (encoder.adapter)\n3\n')
 end)
 
 t.test('the Whisper whose width the UNet needs', function()

@@ -108,7 +108,7 @@ end)
 
 t.test('invalid sizes', function()
   for _, size in ipairs { { 0, 5 }, { 5, 0 }, { 32768, 5 }, { 5, 32768 } } do
-    t.raises(function() draw.canvas(size[1], size[2]) end, 'cannot be drawn: sides are 1 to 32767')
+    t.raises(function() draw.canvas(size[1], size[2]) end, 'cannot be drawn: sides must be 1 to 32767')
   end
 end)
 

@@ -151,9 +151,10 @@ t.test('refusals', function()
   refused('guidance apg: eta must be from 0 to 1, not 2', { method = 'apg:eta=2' })
   refused("guidance 'apg:eta': 'eta' is not of the form option=value", { method = 'apg:eta' })
   refused('there is no guidance file ./none.lua', { method = './none.lua' })
-  refused("guidance method: 5 is none: a name such as 'apg', a .lua file, or a function combine(self, uncond, cond, step)", { method = 5 })
+  refused("guidance method: 5 is not one: it is a name such as 'apg', a .lua file, or a function combine(self, uncond, cond, step)",
+    { method = 5 })
   refused('guidance method must return a table with a function combine(self, uncond, cond, step), not a table without it', { method = {} })
-  refused('guidance cfgpp: it gives the scheduler two things at once, so rescale has nothing to rescale: leave it out',
+  refused('guidance cfgpp: it also moves the sample, which rescale cannot handle: leave rescale out',
     { method = 'cfgpp', rescale = 0.5 })
   local function file(text, what)
     local path = scratch.write('mine.lua', text)

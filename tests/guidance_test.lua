@@ -236,7 +236,7 @@ t.test("FORA: layers' contributions of the last full step, implemented with hook
   end
   local unet = cache.wrap(net:denoiser { cond = cond, audio = audio, timesteps = { 481 } }, cache.plan 'fora:2')
   t.raises(function() unet:predict(x, 1, { hook = { name = 'own', layer = function(_, h, compute) return compute(h) end } }) end,
-    'fora cannot stand around the network with another hook')
+    'fora cannot be combined with another hook around the network')
   unet:free()
 end)
 
@@ -271,9 +271,9 @@ t.test('wrong settings get one sentence', function()
   local d = net:denoiser { cond = cond, audio = audio, timesteps = { 481 } }
   t.raises(function() d:predict(x, 1, { branch = 8 }) end, 'no branch 8 to cache: this network has 0 to 7')
   local nested = cache.wrap(d, cache.plan 'tea:0.1,deepcache:3')
-  t.raises(function() nested:predict(x, 1) end, 'tea must stand around deepcache')
+  t.raises(function() nested:predict(x, 1) end, 'tea must wrap deepcache')
   nested = cache.wrap(d, cache.plan 'deepcache:3,deepcache:2')
-  t.raises(function() nested:predict(x, 1) end, 'deepcache cannot stand around another deepcache')
+  t.raises(function() nested:predict(x, 1) end, 'deepcache cannot wrap another deepcache')
   d:free()
 end)
 
@@ -288,7 +288,7 @@ t.test('refusals of guidance name the setting and the value', function()
   refused('guidance: settings must be a table such as { scale = 1.5 }, not a number', guidance.new, 1.5)
   refused(
     'guidance: no setting "wescale": scale, interval, rescale, off_last, method: did you mean "rescale"?', guidance.new, { wescale = 2 })
-  local no_weight = 'guidance scale: %s is no weight: a number from 0 on, 1 for no guidance'
+  local no_weight = 'guidance scale: %s is not a weight: it is a number from 0 on, and 1 means no guidance'
   for shown, value in pairs { ['-1'] = -1, ['"2"'] = '2', ['inf'] = math.huge, ['nan'] = 0 / 0, ['false'] = false } do
     refused(no_weight:format(shown), guidance.new, { scale = value })
   end
@@ -343,13 +343,13 @@ t.test("a cache of one's own is a function, its table or a file: what it lacks i
 end)
 
 t.test('what a cache refuses', function()
-  refused("cache: a plan is text such as 'deepcache:3,tea:0.2', not nil", cache.plan)
-  refused("a cache is text such as 'deepcache:3,tea:0.2', a plan, or a table with a function new(predictor, options, count), and "
+  refused("cache: a plan is a string such as 'deepcache:3,tea:0.2', not nil", cache.plan)
+  refused("a cache is a string such as 'deepcache:3,tea:0.2', a plan, or a table with a function new(predictor, options, count), and "
     .. 'parse(...) to check options, not a table without it', cache.plan, {})
   refused("cache.wrap needs a plan as from cache.plan 'deepcache:3', not a string", cache.wrap, {}, 'tea:0.2')
   refused('cache.help needs a name as text, not a number', cache.help, 5)
   for _, text in ipairs { '', 'tea:0.2,', ',tea:0.2', ' , ' } do
-    refused('a cache is missing: deepcache:3, tea:0.2, or both with a comma', cache.plan, text)
+    refused('the name of a cache is missing: write deepcache:3, tea:0.2, or both with a comma', cache.plan, text)
   end
   refused("there is no cache 'te': did you mean tea? (deepcache, fora, tea)", cache.plan, 'te:0.2')
   for _, values in ipairs { '0', '1.5', 'x', '2:1' } do

@@ -54,9 +54,9 @@ end)
 test('bodies that are not multipart are refused', function()
   for text, why in pairs {
     [''] = 'ends inside', ['--XX'] = 'ends inside', ['--XX\r\n'] = 'ends inside', [part('x', 'a')] = 'ends inside',
-    ['--XX\r\n\r\nx\r\n--XX--'] = 'no name', ['--XX\r\nA b\r\n\r\nx\r\n--XX--'] = 'no header',
+    ['--XX\r\n\r\nx\r\n--XX--'] = 'no name', ['--XX\r\nA b\r\n\r\nx\r\n--XX--'] = 'not a header',
     ['--XX\r\nA: ' .. ('b'):rep(20000) .. '\r\n\r\n'] = 'too long', ['--XX\r\n' .. ('b'):rep(20000)] = 'too long',
-    ['--XX\r\nContent-Disposition: form-data; name="a\r\n\r\nx\r\n--XX--'] = 'does not end',
+    ['--XX\r\nContent-Disposition: form-data; name="a\r\n\r\nx\r\n--XX--'] = 'has no end',
     [part('', 'a'):rep(1001) .. '--XX--'] = 'more than 1000',
     ['--XX\r\nContent-Disposition: attachment; name=a\r\n\r\nx\r\n--XX--'] = 'no name',
   } do

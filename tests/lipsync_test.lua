@@ -218,8 +218,8 @@ t.test('progress: one line per second if stderr is not a terminal', function()
   local r = child.run(args)
   t.equal(r.code, 0, r.err)
   args[#args + 1] = '--quiet'
-  t.equal(child.run(args).err, 'scheduler ddim: 1 step is too few for this method, whose pictures are clean from ' ..
-    '3 steps on; expect patches or blur\n', 'quiet is no progress, and warnings still')
+  t.equal(child.run(args).err, 'scheduler ddim: 1 step is too few for this method, which needs at least 3; expect ' ..
+    'patches or blur\n', 'quiet is no progress, and warnings still')
   t.ok(r.err:find '%d/17 frames', r.err)
   t.ok(r.err:find('\n64 px, 17 frames, faces by the points given\n', 1, true), 'the size and the faces: ' .. r.err)
   t.ok(r.err:find 'out%.mkv: 17 frames in [%d.]+ s %(64 px, 1 step of ddim, cpu%)', 'the closing line: ' .. r.err)

@@ -375,7 +375,7 @@ settled('jobs that end before anybody waits, and after nobody does any more', fu
   local job = C.cr__job_new()
   C.cr__job_finish(job, 7, '')
   t.equal(cr.await(job), 7)
-  t.raises(function() cr.await(job) end, 'await: there is no job %d+: a task is awaited, as from cr.go, or, once, a job')
+  t.raises(function() cr.await(job) end, 'await: there is no job %d+: await takes a task from cr.go, or a pending job')
   local bad = C.cr__job_new()
   C.cr__job_finish(bad, -4, 'clip.mp4: it is damaged')
   t.raises(function() cr.await(bad) end, 'clip.mp4: it is damaged')

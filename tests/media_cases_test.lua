@@ -288,8 +288,8 @@ end)
 t.test('an output that is its own input is refused', function()
   make('film.mp4', PICTURES .. ' -c:v libx264 -pix_fmt yuv420p')
   os.execute(("ln -sf film.mp4 '%s'"):format(path 'link.mp4'))
-  t.raises(function() media.writer(path 'link.mp4', { like = path 'film.mp4' }) end, 'link%.mp4 is the file of the video')
-  t.raises(function() media.writer(path 'film.mp4', { audio = path 'film.mp4' }) end, 'film%.mp4 is the file of the sound')
+  t.raises(function() media.writer(path 'link.mp4', { like = path 'film.mp4' }) end, 'link%.mp4 is also the input of the video')
+  t.raises(function() media.writer(path 'film.mp4', { audio = path 'film.mp4' }) end, 'film%.mp4 is also the input of the sound')
 end)
 
 t.test('a file whose writer is never closed is finished, with a message', function()
@@ -297,7 +297,7 @@ t.test('a file whose writer is never closed is finished, with a message', functi
     local writer = media.writer 'forgotten.mp4'
     for _ = 1, 30 do writer:write(cr.zeros(16, 16, 3, { dtype = 'u8' })) end
   ]]
-  local line = 'crescent: forgotten.mp4: its writer was never closed: the file is finished now, with 30 frames: call its close()\n'
+  local line = 'crescent: forgotten.mp4: the writer was never closed, so the file is finished now, with 30 frames: call close()\n'
   for what, code in pairs {
     ['at the end'] = write,
     ['in a global'] = 'w = nil ' .. write .. ' w = writer',

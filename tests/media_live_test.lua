@@ -74,7 +74,7 @@ end)
 
 t.test('invalid samples are refused with a sentence, and NaN is silent', function()
   local pcm = media.pcm { rate = RATE }
-  t.raises(function() pcm:push('abc', { rate = 16000 }) end, '3 bytes are no whole number of samples of 1 channel of s16')
+  t.raises(function() pcm:push('abc', { rate = 16000 }) end, '3 bytes are not a whole number of samples of 1 channel of s16')
   t.raises(function() pcm:push('abcd', { rate = 16000, format = 'u8' }) end, "the format 'u8' is neither s16 nor f32")
   t.raises(function() pcm:push('abcd', { rate = 2000000 }) end, 'sound of 2000000 Hz')
   t.raises(function() pcm:push('abcd', { rate = 16000, speed = 2 }) end, 'speed')

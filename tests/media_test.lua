@@ -285,7 +285,7 @@ t.test('frames decoded ahead of the read that asks for them', function()
   read(8, 8)
   read(8, 5)
   read(9, 3) -- more than were started
-  t.raises(function() reader:read(2) end, '3 frames were begun')
+  t.raises(function() reader:read(2) end, '3 frames are already being decoded')
   read(3)
   read(4, 6)
   reader:seek(40) -- decoded frames are discarded

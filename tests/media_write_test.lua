@@ -295,7 +295,7 @@ t.test('several sounds are added up, each until it ends', function()
   end)
   t.raises(function() media.loudest { one, path 'nowhere.wav' } end, 'nowhere%.wav: No such file or directory')
   t.raises(function() media.writer(path 'x.mp4', { audio = { one, path 'nowhere.wav' }, width = 32, height = 32 }) end, 'nowhere%.wav')
-  t.raises(function() media.writer(one, { audio = { two, one }, width = 32, height = 32 }) end, 'would be lost')
+  t.raises(function() media.writer(one, { audio = { two, one }, width = 32, height = 32 }) end, 'would overwrite it')
 end)
 
 t.test('memory does not grow while writing', function()
@@ -426,7 +426,7 @@ t.test('frames with times of their own, and sound to the end of the last', funct
   t.raises(function()
     local writer = media.writer(path 'untimed.mp4')
     writer:write(cr.zeros({ 32, 32, 3 }, { dtype = 'u8' }), 0.5)
-  end, 'need the option timed')
+  end, 'needs the option timed')
 end)
 
 t.test('pictures', function()

@@ -69,7 +69,7 @@ t.test('a local variable of an earlier line gets a hint', function()
   for _, case in ipairs {
     { 'local a = 5', 'a' }, { 'x = 1; local a, b = 2, 3', 'a, b' }, { 'local function f(x) return x end', 'f' }, { 'local a', 'a' },
     { "local s = 'a local b'", 's' }, { 'local a = 1\nlocal b = a', 'b' }, { 'local a = 5 -- five', 'a' },
-  } do t.ok((hint(case[1]) or ''):find('^  ' .. case[2] .. ': a local ends'), case[1]) end
+  } do t.ok((hint(case[1]) or ''):find('^  ' .. case[2] .. ': a local is visible'), case[1]) end
   for _, code in ipairs { 'local t = 5 print(t)', 'f = function() local a = 5 end', 'a = "local x"', 'local a = 1\nprint(a)',
     'for i = 1, 2 do local a = i end', 'locals = 3', 'x.local_name = 1' } do t.equal(hint(code), nil, code) end
 end)

@@ -271,7 +271,7 @@ t.test('help', function()
   line 'cr.await(3)'
   expect 'error: await: there is no job 3: '
   line 'local kept = 5'
-  expect '  kept: a local ends with what was typed at once, so it is gone: write it without `local`\ncrescent>'
+  expect '  kept: a local is visible only in the input that declares it, so it is gone: write it without `local`\ncrescent>'
 end)
 
 t.test('time, memory and a trace', function()

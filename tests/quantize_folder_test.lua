@@ -200,7 +200,7 @@ t.test('damaged quantized folders', function()
     cr.save(path, zeroed)
     local model = latentsync.load(out, { device = 'cpu', dtype = 'f32' })
     for _, net in ipairs { model.unet, model.vae, model.whisper } do weights.free(net.w) end
-    says(function(all) all[q .. '.up'] = nil end, q .. '.down stands without up')
+    says(function(all) all[q .. '.up'] = nil end, q .. '.down is there without up')
     says(function(all) all[conv .. '.weight'] = all[conv .. '.weight']:to 'f32' end, conv .. '.weight is f32 beside a scale')
   end)
 end)

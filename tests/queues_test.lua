@@ -15,12 +15,12 @@ t.test('invalid queues give one sentence, without secrets', function()
   local function refuses(address, pattern)
     t.raises(function() queues.open(address, { lease = 1, name = 'x' }) end, pattern)
   end
-  refuses('amqp://me:secret@host/x?token=y', '^%-%-queue: amqp://host/x is no queue: use sqs://')
-  refuses('redis://host/0?stream=a', 'a queue of Redis is redis://HOST:PORT/DB%?stream=NAME&group=NAME$')
-  refuses('redis://host/x?stream=a&group=b', 'a queue of Redis is')
+  refuses('amqp://me:secret@host/x?token=y', '^%-%-queue: amqp://host/x is not a queue: use sqs://')
+  refuses('redis://host/0?stream=a', 'a Redis queue is redis://HOST:PORT/DB%?stream=NAME&group=NAME$')
+  refuses('redis://host/x?stream=a&group=b', 'a Redis queue is')
   refuses('redis://host/0?stream=a&grup=b', "there is no option 'grup': did you mean 'group'%?")
-  refuses('redis://me:secret@host/0?stream=a&group=b', '^[^@]*password does not belong into a URL[^@]*$')
-  refuses('sqs://AKIA:secret@q', '^[^@]*keys do not belong into a URL[^@]*$')
+  refuses('redis://me:secret@host/0?stream=a&group=b', '^[^@]*password does not belong in a URL[^@]*$')
+  refuses('sqs://AKIA:secret@q', '^[^@]*keys do not belong in a URL[^@]*$')
 end)
 
 -- What every queue must do: q and other are the views of two workers; send(body) adds a message; dead() lists the

@@ -165,13 +165,13 @@ t.test('damaged downloads are refused', function()
       method = 'PUT', path = '/films/damaged', body = scratch.read(path),
       headers = { ['x-amz-meta-sha256'] = digest.of_text('SHA256', 'another'), ['Content-Type'] = 'a/b' },
     }))
-    t.raises(function() s3.get(address, scratch.path 'in2') end, 'has another SHA256 than it should have')
+    t.raises(function() s3.get(address, scratch.path 'in2') end, 'the SHA256 of what arrived is not the expected one')
     -- An object in parts whose composite digest is wrong.
     t.raises(function()
       local parts = { algorithm = 'SHA256', bytes = 1000, digest = ('0'):rep(64) }
       download.by_parts('parts', scratch.path 'in2', { bytes = 3000, parts = parts },
         function(headers, out) return http.request { url = cloud.url .. '/-/file?bytes=3000', headers = headers, out = out } end)
-    end, '^parts: what came has another SHA256 than it should have$')
+    end, '^parts: the SHA256 of what arrived is not the expected one$')
     t.equal(lfs.attributes(scratch.path 'in2') or lfs.attributes(scratch.path 'in2.part'), nil)
   end)
 end)
@@ -185,7 +185,7 @@ t.test('a broken download is resumed, restarted if ranges are not supported, and
     local sum = right()
     download.url(cloud.url .. '/-/file?cut=700001&bytes=' .. bytes .. '#sha256=' .. sum, path, any)
     t.equal(right(), sum)
-    t.raises(function() download.url(cloud.url .. '/-/file?bytes=10#sha256=' .. sum, scratch.path 'no', any) end, 'another SHA256')
+    t.raises(function() download.url(cloud.url .. '/-/file?bytes=10#sha256=' .. sum, scratch.path 'no', any) end, 'SHA256 of what arrived')
     local to = url.encode(cloud.url .. '/-/file?bytes=' .. bytes)
     local asked = {}
     download.url(cloud.url .. '/-/file?to=' .. to, path, function(address) asked[#asked + 1] = address end)
@@ -274,7 +274,7 @@ t.test('credentials are found in each of their sources, in order', function()
   end
   refuses({}, 'there are no AWS credentials: set')
   refuses(plus { AWS_PROFILE = 'absent' }, 'AWS profile absent, which AWS_PROFILE names, is in neither')
-  refuses(plus { AWS_PROFILE = 'circle' }, 'in a circle')
+  refuses(plus { AWS_PROFILE = 'circle' }, 'form a cycle')
   refuses({ AWS_CONTAINER_CREDENTIALS_FULL_URI = 'http://example.org/x' }, 'only go to this machine')
   scratch.write('token', 'stale')
   refuses(web, 'the role arn:aws:iam::1:role/w gives no credentials: status 403, InvalidIdentityToken')

@@ -226,7 +226,7 @@ t.test('saving under the extension of another format is refused', function()
   t.raises(function() cr.save(scratch.path 'm.npy', { x = one_tensor }) end, 'm.npy: one tensor is saved as .npy, named ones as')
   t.raises(function() cr.save(scratch.path 'm.safetensors', one_tensor) end, 'one tensor is saved as .npy, named ones as')
   t.raises(function() cr.save(scratch.path 'm.safetensors', 5) end, 'a tensor or a table of tensors is needed, not 5')
-  t.raises(function() cr.save(scratch.path 'm.safetensors', { one_tensor }) end, 'the tensors need names, and 1 is none')
+  t.raises(function() cr.save(scratch.path 'm.safetensors', { one_tensor }) end, 'the keys must be names, not 1')
   t.raises(function() cr.save(nil, { x = one_tensor }) end, 'save: path: a file name is needed, not nil')
   for name in require 'lfs'.dir(scratch.folder) do t.ok(not name:find '^m%.', name) end
 end)

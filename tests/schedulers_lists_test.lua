@@ -128,7 +128,7 @@ t.test('fresh noise: with none the method is deterministic, and with any amount 
     t.near(run(schedulers.load(spec, { steps = 5 }), start), one, 0, spec)
     t.ok(t.relative_error(one, other) > 1e-3, spec .. ' takes s_noise')
   end
-  refused('dpmpp_2m: eta is of algorithms that add noise: take one with _sde in its name', 'dpmpp_2m:eta=0.5')
+  refused('dpmpp_2m: eta is for algorithms that add noise: use one with _sde in its name', 'dpmpp_2m:eta=0.5')
 end)
 
 t.test('a start at a later step: the remaining steps are those of the full run', function()
@@ -161,20 +161,20 @@ t.test('a start at a later step: the remaining steps are those of the full run',
 end)
 
 t.test('refusals', function()
-  refused('euler: sigmas must fall: number 2 is 7, after 5', 'euler:sigmas=[5,7]')
-  refused('euler: sigmas is a list of 1, and 2 is the least', 'euler:sigmas=[5]')
+  refused('euler: sigmas must decrease: number 2 is 7, after 5', 'euler:sigmas=[5,7]')
+  refused('euler: sigmas is a list of 1, but it needs at least 2', 'euler:sigmas=[5]')
   refused('euler: sigmas[2] must be a number, not string', 'euler:sigmas=[5,x]')
   refused('euler: sigmas cannot be "even": timesteps, karras, exponential, beta, ays, gits, or a list such as [14.6,3.9,0.9,0]',
     'euler:sigmas=even')
   refused('pndm: sigmas must be a table, not string', 'pndm:sigmas=karras')
-  refused('ddim: timesteps must fall: number 2 is 7, after 5', 'ddim:timesteps=[5,7]')
+  refused('ddim: timesteps must decrease: number 2 is 7, after 5', 'ddim:timesteps=[5,7]')
   refused('dpmpp_2m: timesteps begin at 1000, past the last training step 999', 'dpmpp_2m:timesteps=[1000,5]')
-  refused('ddim: timesteps is a list of 0, and 1 is the least', 'ddim:timesteps=[]')
+  refused('ddim: timesteps is a list of 0, but it needs at least 1', 'ddim:timesteps=[]')
   refused('unipc: steps = 3 and a list of 2 contradict each other: leave steps out', 'unipc:timesteps=[7,5],steps=3')
   refused('unipc: steps = 3 and a list of 2 contradict each other: leave steps out', 'unipc', { timesteps = { 7, 5 }, steps = 3 })
   refused('euler: timesteps and sigmas contradict each other: leave one out', 'euler:timesteps=[7,5],sigmas=karras')
   refused('euler_trailing: spacing = trailing and listed steps contradict each other: leave one out', 'euler_trailing:timesteps=[7,5]')
-  refused("euler_ays: sigma_min is a level of a formula, and the noise levels are a table's: add sigmas=karras, exponential or beta",
+  refused("euler_ays: sigma_min belongs to a formula, but the noise levels are a table's: add sigmas=karras, exponential or beta",
     'euler_ays:sigma_min=0.1')
   refused('euler: begin_index = 8 leaves no step of 8', 'euler:steps=8,begin_index=8')
   refused('euler: begin_index cannot be -1: it is a whole number from 0 on', 'euler', { begin_index = -1 })

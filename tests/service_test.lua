@@ -66,7 +66,7 @@ t.test('refusals name their field', function()
   refused('{"kind":"upscale",' .. both .. '}', 'audio', 'no field')
   refused('{"kind":"film","video":"v"}', 'kind', 'not one of lipsync, upscale')
   refused('[1]', nil, 'not an object')
-  refused('{"video":7,"audio":"a"}', 'video', 'not a text')
+  refused('{"video":7,"audio":"a"}', 'video', 'not a string')
 end)
 
 t.test("no setting can name a file, and the server's own settings cannot be set", function()
@@ -75,7 +75,7 @@ t.test("no setting can name a file, and the server's own settings cannot be set"
       refused('{' .. both .. (',"settings":{"%s":"%s"}}'):format(row, path), row, '.')
     end
   end
-  refused('{"kind":"upscale","video":"v","settings":{"model":"/tmp/x.pth"}}', 'model', 'names a file')
+  refused('{"kind":"upscale","video":"v","settings":{"model":"/tmp/x.pth"}}', 'model', 'is a file name')
   for _, row in ipairs { 'checkpoint', 'out', 'device', 'dtype', 'dump_latents', 'report', 'points', 'mask', 'sound', 'vae', 'quant' } do
     refused('{' .. both .. (',"settings":{"%s":"x"}}'):format(row), row, 'no field')
   end

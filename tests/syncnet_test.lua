@@ -159,7 +159,7 @@ local function with_strangers(name, expected, code)
   cr.save(path, all)
   local text, status = scratch.command(('%s %s %s'):format(scratch.program, scratch.write('load.lua', code), path))
   t.equal(status, 0, text)
-  local line = 'crescent: ' .. path .. ': 2 tensors that this network does not have: passed over (epoch, ...)\n'
+  local line = 'crescent: ' .. path .. ': 2 tensors that this network does not have: ignored (epoch, ...)\n'
   t.equal(text:sub(1, #line), line)
   return text:sub(#line + 1)
 end

@@ -41,7 +41,7 @@ t.test('invalid tensors are refused', function()
       { function() cr.zeros { 1, 1, 1, 1, 1, 1, 1, 1, 1 } end, 'at most 8 dimensions' },
       { function() cr.empty(2 ^ 30, 2 ^ 30) end, 'too many elements' },
       { function() cr.empty(2 ^ 30, 2 ^ 28) end, 'out of memory: %d+%.%d MiB asked for, [%d.]+ MiB held' },
-      { function() cr.zeros(2, { dtype = 'f8' }) end, "unknown dtype 'f8': floats of 8 bits are codes of layers: see cr.quant. %(f32" },
+      { function() cr.zeros(2, { dtype = 'f8' }) end, "unknown dtype 'f8': 8%-bit floats exist only as codes .* %(f32" },
       { function() cr.zeros(2, { device = 'gpu' }) end, "unknown device 'gpu': cpu" },
       { function() cr.tensor { { 1, 2 }, { 3 } } end, 'rows at depth 2 differ in length' },
       { function() cr.tensor { 1, 'two' } end, "element 2 is 'two', not a number" },
@@ -142,16 +142,16 @@ t.test('invalid views are refused', function()
       { function() x:size(0) end, 'has no dimension 0' },
       { function() x:transpose(1, -3) end, 'transpose: %[2 3%] has no dimension' },
       { function() x:permute(1, 1) end, 'permute: ' },
-      { function() x:permute(1) end, 'has 2 dimensions, 1 are named' },
+      { function() x:permute(1) end, 'has 2 dimensions, but 1 are given' },
       { function() x:slice(1, 1, 3) end, 'slice: ' },
       { function() x:slice(1, 0, 1) end, 'slice: ' },
       { function() x:select(1, 3) end, 'select: ' },
       { function() x:select(1, 0) end, 'select: ' },
       { function() x:squeeze(1) end, 'squeeze: dimension 1 of %[2 3%] is not 1' },
-      { function() x:unsqueeze(4) end, 'unsqueeze: %[2 3%] has no place 4' },
+      { function() x:unsqueeze(4) end, 'unsqueeze: %[2 3%] has no position 4' },
       { function() x:expand(4, 3) end, 'expand: ' },
       { function() x:item() end, 'item: %[2 3%] has more than one element' },
-      { function() x:t():pointer() end, 'pointer: the tensor has gaps' },
+      { function() x:t():pointer() end, 'pointer: the tensor is not contiguous' },
     } do
       t.raises(case[1], case[2])
     end

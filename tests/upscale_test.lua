@@ -298,7 +298,7 @@ t.test('refusals are one sentence', function()
   local out = scratch.path 'none.png'
   refused("there is no network 'x4plos': did you mean 'x4plus'", png, out, '--model', 'x4plos')
   refused("unknown option '%-%-modell': did you mean '%-%-model'", png, out, '--modell', 'x4plus')
-  refused('which would be lost', png, png, '--model', small)
+  refused('would overwrite it', png, png, '--model', small)
   refused('an image is written as PNG', png, scratch.path 'out.mp4', '--model', small)
   refused('has no second network', png, out, '--model', small, '--denoise', '0.5')
   refused("'8' is not auto or a side", png, out, '--model', small, '--tile', '8')

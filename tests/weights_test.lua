@@ -80,7 +80,7 @@ end)
 t.test('a tensor cannot also be a folder', function()
   local path = scratch.path 'clash.safetensors'
   cr.save(path, { a = cr.ones(1), ['a.b'] = cr.ones(1) })
-  t.raises(function() weights.tree(path) end, 'clash.safetensors: a is a tensor, so a.b has no place')
+  t.raises(function() weights.tree(path) end, 'clash.safetensors: a is a tensor, so a.b cannot be inside it')
 end)
 
 t.test('checking names the first problem and counts the rest', function()
@@ -93,7 +93,7 @@ t.test('checking names the first problem and counts the rest', function()
   t.equal(surplus .. ' ' .. first, '2 module.steps', 'what is not expected is counted, outside of the prefix too')
   t.equal(weights.check(file, { { 'other', { 1 } } }), 6)
   t.raises(function() weights.check(file, good, { prefix = 'module.', surplus = true }) end,
-    'sample.safetensors: tensor module.steps is surplus: this network has none of that name %(and 1 more%)$')
+    'sample.safetensors: tensor module.steps is unexpected: this network has none with that name %(and 1 more%)$')
   t.raises(function() weights.check(file, { { 'a', {} }, good[1], { 'b', {} }, { 'c', {} } }, { prefix = 'module.' }) end,
     'tensor module.a is missing %(and 2 more%)$')
   t.raises(function() weights.check(file, { { 'pe', { 1, 24, 3 } } }, { prefix = 'module.' }) end,

@@ -58,7 +58,7 @@ t.test('wrong options are one sentence', function()
   refuses({ '--queue', 'sqs://x' }, 2, '^crescent: %-%-checkpoint is missing\n$')
   refuses({ '--qeue', 'x' }, 2, "unknown option '%-%-qeue': did you mean '%-%-queue'")
   refuses({ '--queue', 'redis://x:pw@h/0?stream=a&group=b', '--checkpoint', cr.root .. '/models/mini', '--device', 'cpu' }, 1,
-    'password does not belong into a URL')
+    'password does not belong in a URL')
 end)
 
 if clouds.lacks_redis() then
@@ -143,7 +143,7 @@ t.test('jobs run once, invalid ones become dead letters with their error, and ev
     table.sort(dead)
     t.equal(#dead, 3)
     t.ok(dead[1]:find '^file://.*/absent.mp4: there is no such file', dead[1])
-    t.ok(dead[2]:find 'it is not in the folder of %-%-root', dead[2])
+    t.ok(dead[2]:find 'this is outside the folder of %-%-root', dead[2])
     t.ok(dead[3]:find '^it is not a JSON object', dead[3])
     local text = http.request { url = 'http://127.0.0.1:' .. at .. '/metrics' }.body
     t.ok(text:find('crescent_jobs_total{outcome="done"} 3', 1, true), text)
@@ -240,7 +240,7 @@ t.test('SQS jobs with files in a failing bucket and on a web server', function()
     t.ok(scratch.read(scratch.path 'one.mp4') == expected)
     local text = said(worker)
     t.ok(not text:find 'hush' and not text:find('secret/of+tests', 1, true) and not text:find 'Signature', text)
-    t.ok(text:find 'https://example.org/a.wav: files of this host are not allowed here', text)
+    t.ok(text:find 'https://example.org/a.wav: files of this host are not allowed', text)
     local left = sqs('GetQueueAttributes', { QueueUrl = place, AttributeNames = { 'All' } }).Attributes
     t.equal(left.ApproximateNumberOfMessages .. left.ApproximateNumberOfMessagesNotVisible, '00')
     t.equal(#cloud:seen().bad, 0, table.concat(cloud:seen().bad, ', '))

@@ -1,11 +1,12 @@
---- What functions take: a check of arguments stands before each public function, as one row of kinds.
+--- Checks the arguments of public functions. One row of kinds declares what a function takes.
 --
 --     return arguments.guard('', image, {
 --       erode = { kinds.alive, arguments.integer, arguments.integer },
 --     })
 --
--- A wrong argument, an option that there is not and an argument too many are one sentence at the caller's place:
--- "erode: before: a whole number is needed, not 'a'". While all is well a check costs one call an argument.
+-- A wrong argument, an unknown option and a surplus argument each raise one sentence at the caller's position:
+-- "erode: before: a whole number is needed, not 'a'". When all arguments are valid, a check costs one function call
+-- for each argument.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -19,21 +20,22 @@ local tobit = bit.tobit
 --- @class Kind
 --- @field what string 'a number'
 --- @field test fun(v: any): boolean
---- @field some function? of a kind or nil: what tests a value that is not nil
---- @field why (fun(v: any): string?, boolean?)? what else there is to say of a value that fails, and whether it goes
----   without the parameter's name
---- @field options string[]? names of the options that a table may hold, in the alphabet's order
---- @field fields table<string, Kind>? the kinds of these
---- @field names (string[]|fun(): string[])? what a text may be, for completion
+--- @field some function? only in a kind made by `maybe`: the test for a value that is not nil
+--- @field why (fun(v: any): string?, boolean?)? returns a sentence about a value that fails, and whether the sentence
+---   stands alone, without the parameter's name
+--- @field options string[]? names of the options that a table may hold, sorted
+--- @field fields table<string, Kind>? the kind of each option
+--- @field names (string[]|fun(): string[])? the strings that are valid, for completion at the prompt
 
---- A kind of argument.
---- @param what string as it stands before "is needed"
+--- Makes a kind of argument.
+--- @param what string names the kind in messages, before "is needed"
 --- @param test fun(v: any): boolean
---- @param why (fun(v: any): string?, boolean?)? a sentence on a value that fails, in place of "... is needed, not ..."
+--- @param why (fun(v: any): string?, boolean?)? returns a sentence about a value that fails, which replaces "... is
+---   needed, not ..."
 --- @return Kind
 function M.kind(what, test, why) return { what = what, test = test, why = why } end
 
--- (tobit cuts a number to 32 bits, in one instruction of the machine)
+-- `tobit` truncates a number to 32 bits and compiles to one machine instruction.
 local function is_whole(v) return type(v) == 'number' and tobit(v) == v end
 
 M.any = M.kind('anything', function() return true end)
@@ -49,19 +51,19 @@ M.positive = M.kind('a whole number from 1', function(v) return is_whole(v) and 
 M.string = M.kind('a string', function(v) return type(v) == 'string' end)
 M.boolean = M.kind('true or false', function(v) return type(v) == 'boolean' end)
 M.table = M.kind('a table', function(v) return type(v) == 'table' end)
---- Also a table that can be called, as a graph is.
+--- Accepts a callable table such as a graph, too.
 M.callable = M.kind('a function', function(v)
   if type(v) == 'function' then return true end
   local meta = type(v) == 'table' and getmetatable(v)
   return type(meta) == 'table' and meta.__call ~= nil
 end)
---- Bits of a seed: any whole number of 64 bits, boxed or not.
+--- A seed is any whole number of 64 bits, as a Lua number or as a boxed integer.
 M.seed = M.kind('a whole number', function(v)
   if type(v) == 'number' then return v % 1 == 0 and v >= -2 ^ 63 and v < 2 ^ 64 end
   return ffi.istype('int64_t', v) or ffi.istype('uint64_t', v)
 end)
 
---- The kind, or nil.
+--- Makes a kind that accepts nil as well.
 --- @param kind Kind
 --- @return Kind
 function M.maybe(kind)
@@ -72,7 +74,7 @@ function M.maybe(kind)
   }
 end
 
---- One kind or another.
+--- Makes a kind that accepts either of two kinds.
 --- @param what string
 --- @param a Kind
 --- @param b Kind
@@ -87,10 +89,10 @@ function M.either(what, a, b)
   end)
 end
 
---- One of some names.
+--- Makes a kind that accepts one of several names.
 --- @param what string 'method'
 --- @param names string[]
---- @param instead table<string, string>? what to use for names that others know
+--- @param instead table<string, string>? for names that other libraries use: what to use here
 --- @return Kind
 function M.choice(what, names, instead)
   local known = {}
@@ -104,7 +106,7 @@ function M.choice(what, names, instead)
   return kind
 end
 
---- Anything, which the function judges itself; where it is a text, one of these for completion.
+--- Makes a kind that accepts anything: the function checks the value itself. The names are for completion only.
 --- @param names string[]|fun(): string[]
 --- @return Kind
 function M.one_of(names)
@@ -113,11 +115,11 @@ function M.one_of(names)
   return kind
 end
 
---- A list without gaps, and without anything else, of values of a kind.
+--- Makes a kind that accepts a list of values of one kind, without gaps and without other keys.
 --- @param what string 'a list of numbers'
 --- @param kind Kind
 --- @param least integer? 0
---- @param most integer? how many
+--- @param most integer? no limit
 --- @return Kind
 function M.list(what, kind, least, most)
   local test = kind.test
@@ -138,21 +140,21 @@ function M.list(what, kind, least, most)
   end)
 end
 
---- A value as a message shows it.
+--- Formats a value for a message.
 --- @param v any
 --- @return string
 function M.shown(v)
   local kind = type(v)
   if kind == 'string' then return "'" .. base.printable(v) .. "'" end
   if kind == 'nil' or kind == 'number' or kind == 'boolean' then return tostring(v) end
-  if kind == 'cdata' then -- a tensor's own text would be its numbers
+  if kind == 'cdata' then -- tostring of a tensor would print its numbers
     local text = tostring(v):match '^[^\n]*'
     return text:find '^cdata' and 'C data' or text:find '^%-?%d+U?L?L$' and text or 'a tensor ' .. text
   end
   return (kind == 'table' and next(v) == nil and 'an empty ' or 'a ') .. kind
 end
 
--- What is wrong with a value, which its kind's test has refused; `name` is what the value is of.
+-- Says why a kind refuses a value. `name` is the parameter or option that the value was given for.
 local function complaint(kind, v, name)
   local why, whole
   if kind.why then why, whole = kind.why(v) end
@@ -160,7 +162,7 @@ local function complaint(kind, v, name)
   return name .. ': ' .. (why or ('%s is needed, not %s'):format(kind.what, M.shown(v)))
 end
 
---- A table of options: those that are not named here are refused.
+--- Makes a kind that accepts a table of options. Options that are not named here are refused.
 --- @param fields table<string, Kind>
 --- @return Kind
 function M.options(fields)
@@ -180,7 +182,7 @@ function M.options(fields)
     end
     return true
   end
-  -- The first three are written out: LuaJIT ends what it compiles at a loop, and few calls have more.
+  -- The first three options are unrolled, because LuaJIT ends a trace at an inner loop, and few calls have more options.
   local function known(v)
     local name, value = next(v)
     if name == nil then return true end
@@ -215,7 +217,7 @@ function M.options(fields)
     for name in pairs(v) do
       if not tests[name] then unknown[#unknown + 1] = tostring(name) end
     end
-    table.sort(unknown) -- of several mistakes the same one is told every time
+    table.sort(unknown) -- so that several mistakes always report the same one first
     if unknown[1] then
       if #names == 0 then return ("there are no options, and '%s' is none"):format(base.printable(unknown[1])) end
       return ("there is no option '%s': %s (%s)"):format(base.printable(unknown[1]),
@@ -229,7 +231,7 @@ function M.options(fields)
   return kind
 end
 
---- Raises one sentence at the caller's place unless a value is of a kind; for arguments that no row can tell.
+--- Raises one sentence at the caller's position unless a value is of a kind. It serves for arguments that no row can describe.
 --- @param where string 'arange: step'
 --- @param kind Kind
 --- @param v any
@@ -241,14 +243,14 @@ end
 
 local abouts = setmetatable({}, { __mode = 'k' }) -- checked function -> {fn, row, name, of}
 
---- The function that stands behind a check, or the function itself: for who asks where it is written.
+--- Returns the function behind a check, or the function itself if it has none. Help uses it to find the source.
 --- @param fn function
 --- @return function
 function M.behind(fn) return abouts[fn] and abouts[fn].fn or fn end
 
---- The row of a checked function.
+--- Returns the row of kinds of a checked function.
 --- @param fn function
---- @return table? nil: it has none
+--- @return table? nil if the function has none
 function M.row(fn) return abouts[fn] and abouts[fn].row end
 
 -- The names of what a checked function takes.
@@ -258,7 +260,8 @@ local function parameters_of(about)
   return table.concat(takes, ', ')
 end
 
--- The __given of an argument, or of one in a list: what answers in a function's place where values are recorded, not computed.
+-- Returns the __given of an argument, or of the first value in a list: it replaces the function while values are recorded
+-- instead of computed.
 local function stand_in(...)
   for i = 1, select('#', ...) do
     local v = select(i, ...)
@@ -271,7 +274,7 @@ local function stand_in(...)
   end
 end
 
--- Raises the sentence about the first argument that is wrong, or about the one too many.
+-- Raises a sentence about the first wrong argument, or about the first surplus one.
 local function refuse(about, ...)
   local instead = stand_in(...)
   if instead then return instead(about.name, ...) end
@@ -297,8 +300,9 @@ local function refuse(about, ...)
     takes ~= '' and takes or 'none'))
 end
 
--- For each sequence of kinds what makes a check of them: maker(fn, refuse, about, test1, ...). Written out, since a loop
--- over arguments would cost more than the small operations behind it.
+-- Generates, for each sequence of kinds, a function maker(fn, refuse, about, test1, ...) that makes a check. The
+-- source is generated with the tests unrolled, because a loop over the arguments would cost more than the small
+-- operations that the check guards.
 local makers = {}
 local function maker(row)
   local values, names, tests = {}, {}, {}
@@ -316,14 +320,14 @@ local function maker(row)
   return makers[text]
 end
 
---- Puts a check before each function of a table that has a row: a kind for each parameter, `vararg = true` where more may
---- follow, which the function checks itself, and a `name` where messages have another. Functions without a row are left as
---- they are.
+--- Wraps each function of a table that has a row with a check. A row lists a kind for each parameter; `vararg = true`
+--- allows further arguments, which the function checks itself; `name` replaces the function's name in messages.
+--- Functions without a row stay as they are.
 --- @generic T
 --- @param prefix string before the functions' names in messages: 'cuda.'
 --- @param functions T a table of functions by their names
 --- @param signatures table<string, table>
---- @param of string? of methods: the variable in "call it as x:sum(...)"
+--- @param of string? for methods: the variable in "call it as x:sum(...)"
 --- @return T functions
 function M.guard(prefix, functions, signatures, of)
   for name, row in pairs(signatures) do
@@ -336,14 +340,14 @@ function M.guard(prefix, functions, signatures, of)
   return functions
 end
 
--- They run once for each function, when the program starts: machine code would never be paid back.
+-- They run once for each function when the program starts, so compiling them would never pay off.
 jit.off(maker)
 jit.off(M.guard)
 
---- The classes whose methods are checked: {class, of, meta} each.
+--- All classes whose methods are checked, each as {class, of, meta}.
 M.classes = {}
 
---- Puts checks before the methods of a class; the rows leave out the object itself.
+--- Wraps the methods of a class with checks. The rows leave out the object itself.
 --- @param class table
 --- @param of string what an object is called in messages: 'reader'
 --- @param signatures table<string, table>

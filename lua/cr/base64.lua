@@ -1,4 +1,4 @@
---- Bytes as text of 64 letters, and back (RFC 4648), for channels that carry text: libcrypto's.
+--- Base64 (RFC 4648) by libcrypto: encodes bytes as text and decodes them.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -17,7 +17,7 @@ local function library()
   return crypto
 end
 
---- Bytes as base64, on one line.
+--- Encodes bytes as base64 on one line.
 --- @param data string
 --- @return string
 function M.encode(data)
@@ -26,9 +26,9 @@ function M.encode(data)
   return ffi.string(out, n)
 end
 
---- The bytes that base64 on one line stands for.
+--- Decodes base64 that stands on one line.
 --- @param text string
---- @return string? nil: it is none
+--- @return string? nil if the text is no base64
 function M.decode(text)
   local padding = #text:match '=*$'
   if #text % 4 ~= 0 or padding > 2 or text:sub(1, #text - padding):find '[^%w+/]' then return nil end

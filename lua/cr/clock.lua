@@ -1,4 +1,4 @@
---- Seconds of a clock that only goes forward: `require 'cr.clock'()`.
+--- Returns the seconds of a monotonic clock: `require 'cr.clock'()`.
 
 local ffi = require 'ffi'
 

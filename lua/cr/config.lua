@@ -1,32 +1,32 @@
---- Checked values of configuration files: numbers within bounds, in one sentence with file and key.
+--- Checks values of configuration files. A value out of bounds raises one sentence that names the file and the key.
 
 local base = require 'cr.ffi'
 
 local M = {}
 
---- A key or value from a file, fit for one line of a message.
+--- Escapes a key or value from a file so that it fits on one line of a message.
 M.printable = base.printable
 
---- Refuses a configuration, in one sentence.
---- @param where string the file, or what the configuration is of
---- @param format string of the sentence; strings among its values come from the file
+--- Raises one sentence about a configuration.
+--- @param where string the file, or what is configured
+--- @param format string for string.format; string values come from the file and are escaped
 function M.fail(where, format, ...)
   local values = { ... }
   for i, v in ipairs(values) do values[i] = type(v) == 'string' and base.printable(v) or v end
   error(where .. ': ' .. format:format(unpack(values)), 0)
 end
 
---- A value as a message shows it.
+--- Formats a value for a message.
 local function shown(value)
-  if value == nil or type(value) == 'userdata' or type(value) == 'cdata' then return 'null' end -- as JSON and YAML give it
+  if value == nil or type(value) == 'userdata' or type(value) == 'cdata' then return 'null' end -- as the JSON and YAML readers return it
   if type(value) == 'table' then return #value > 0 and 'a list' or 'a table' end
   if type(value) == 'string' then return '"' .. base.printable(value) .. '"' end
   return type(value) == 'number' and ('%.15g'):format(value) or tostring(value)
 end
 M.shown = shown
 
---- A number that is finite and within bounds; anything else is refused.
---- @param where string the file, or what the configuration is of
+--- Checks that a value is a finite number within bounds, and returns it.
+--- @param where string the file, or what is configured
 --- @param key string
 --- @param value any
 --- @param min number
@@ -41,7 +41,7 @@ function M.number(where, key, value, min, max, integer)
   return value
 end
 
---- A list of whole numbers within bounds, of `least` to `most` entries.
+--- Checks that a value is a list of `least` to `most` whole numbers within bounds.
 --- @param where string
 --- @param key string
 --- @param list any

@@ -1,7 +1,7 @@
---- Cards: what they are, their options, waiting for them, timing on them.
+--- NVIDIA cards (GPUs): their properties and options, synchronization, streams, timing.
 --
 --     if cr.cuda.available() then
---       cr.cuda.device.tf32 = true          -- float32 products in TF32
+--       cr.cuda.device.tf32 = true          -- float32 GEMMs in TF32
 --       print(cr.cuda.info().name, cr.cuda.time(function() return x:matmul(x) end) .. ' ms')
 --     end
 
@@ -22,7 +22,7 @@ local function code_of(name, device)
   return code
 end
 
---- Whether a card can be used; if not, why.
+--- Returns whether a card can be used and, if not, why.
 --- @return boolean
 --- @return string? why
 function M.available()
@@ -32,10 +32,10 @@ function M.available()
       (ffi.string(C.cr_last_error()):gsub('^device_count: ', ''))
 end
 
---- Number of cards, 0 where none can be used.
+--- Returns the number of cards, 0 if none can be used.
 function M.count() return math.max(0, C.cr_device_count()) end
 
---- What a device's name stands for; one sentence if it is no device, or one that cannot be used.
+--- Resolves the name of a device. An unknown device, or one that cannot be used, raises one sentence.
 --- @param name string 'auto' (a card if there is one), 'cpu', 'cuda' or 'cuda:N'
 --- @param where string? before the sentence: '--device'
 --- @return string 'cpu', or the card
@@ -43,7 +43,7 @@ function M.choose(name, where)
   where = where or 'device'
   if name == 'cpu' then return 'cpu' end
   if name:find ',' or name == 'cuda:all' then
-    errors.fail(('%s %s: one device is taken here; lipsync, upscale, compare and serve take several cards'):format(where, name))
+    errors.fail(('%s %s: only one device is possible here; lipsync, upscale, compare and serve take several cards'):format(where, name))
   end
   if name ~= 'auto' and not name:find '^cuda:?%d*$' then
     errors.fail(("%s: '%s' is not auto, cpu, cuda or cuda:N"):format(where, name))
@@ -54,14 +54,14 @@ function M.choose(name, where)
   errors.fail(('%s %s: %s'):format(where, name, why))
 end
 
--- The number of a card by its name, from 0; nil: it is no card's.
+-- Returns the number of a card from its name, counted from 0, or nil if the name is no card's.
 local function number_of(name)
   local digits = name:match '^cuda:?(%d*)$'
   return digits and (tonumber(digits) or 0)
 end
 
---- The devices that a name or a list of cards stands for; one sentence if it is none, or if one cannot be used.
---- @param text string as of `choose`; 'cuda:0,cuda:1' (any number, each once) or 'cuda:all'
+--- Resolves a name or a list of cards to devices. An unknown device, or one that cannot be used, raises one sentence.
+--- @param text string a name that `choose` takes, 'cuda:0,cuda:1' (any number of cards, each once) or 'cuda:all'
 --- @param where string? before the sentence: '--device'
 --- @return string[] one device or several cards
 function M.choose_all(text, where)
@@ -76,10 +76,10 @@ function M.choose_all(text, where)
   local list, seen = {}, {}
   for word in (text == 'cuda:all' and '' or text .. ','):gmatch '([^,]*),' do
     local number = number_of(word)
-    if word == 'cpu' then fail 'the CPU cannot work beside cards: name cards alone, or cpu alone' end
-    if word == 'cuda:all' then fail 'cuda:all is every card: name it alone' end
-    if not number then fail("'%s' is no card: a list is of cards, as in cuda:0,cuda:1", word) end
-    if seen[number] then fail('cuda:%d stands there twice: name each card once', number) end
+    if word == 'cpu' then fail 'the CPU cannot be combined with cards: list only cards, or only cpu' end
+    if word == 'cuda:all' then fail 'cuda:all already means every card: write it alone' end
+    if not number then fail("'%s' is not a card: a list contains cards only, as in cuda:0,cuda:1", word) end
+    if seen[number] then fail('cuda:%d is listed twice: list each card once', number) end
     seen[number] = true
     list[#list + 1] = 'cuda:' .. number
   end
@@ -93,7 +93,7 @@ function M.choose_all(text, where)
   return list
 end
 
---- Whether a card can still be used after an error: it has not failed, and there is memory.
+--- Returns whether a card can still be used after an error: it has no sticky fault, and the error was not "out of memory".
 --- @param err any what was raised
 --- @param device string 'cuda:0'
 --- @return boolean
@@ -102,7 +102,7 @@ function M.survived(err, device)
   return device == 'cpu' or (pcall(M.info, device))
 end
 
---- What a card is: {name, capability = '9.0', multiprocessors, memory_total, memory_free (bytes),
+--- Returns the properties of a card: {name, capability = '9.0', multiprocessors, memory_total, memory_free (bytes),
 --- driver, runtime = '13.0', cublas, cudnn = '9.14.0'}.
 --- @param device string? 'cuda'
 function M.info(device)
@@ -121,28 +121,27 @@ function M.info(device)
   }
 end
 
--- Options of operations that Lua makes of others: what is off, by card.
+-- The options of operations that Lua composes of others: the cards on which each is off.
 local switched_off = { conv_upsample = {} }
 
---- Whether such an option is on; on the CPU it always is.
+--- Returns whether such an option is on. On the CPU it always is.
 --- @param name string
 --- @param code integer the device's
 --- @return boolean
 function M.wants(name, code) return not switched_off[name][code] end
 
---- A card's options, read and set like fields:
---- tf32 (false): float32 products and convolutions in TF32, faster and less exact;
---- search (true): algorithms are timed once per shape and remembered on disk;
---- blocking (false, or CR_CUDA_BLOCKING=1): waits after every operation, so that a fault names its own;
---- fp8_fast (false): products of 8-bit floats (cr.quant) sum with fewer bits, faster.
+--- The options of a card, read and set like fields (in brackets the default):
+--- tf32 (false): float32 GEMMs and convolutions use TF32, faster and less exact;
+--- search (true): algorithms are timed once per shape and cached on disk;
+--- blocking (false, or CR_CUDA_BLOCKING=1): synchronizes after every operation, so that an error names the operation at fault;
+--- fp8_fast (false): 8-bit float GEMMs (cr.quant) accumulate with fewer bits, faster.
 ---
---- What operations take along instead of doing it in a pass of its own, each true:
---- linear_bias, linear_activation (ReLU; others are passes of their own), linear_residual,
---- linear_geglu (on Hopper);
+--- Fusions, each true by default; false runs the part as a separate kernel:
+--- linear_bias, linear_activation (ReLU only; other activations are never fused), linear_residual, linear_geglu (on Hopper);
 --- conv_bias, conv_activation, conv_residual;
---- conv_upsample (a picture's doubling, where the weights are prepared for it);
+--- conv_upsample (the doubling of a picture, where the weights are prepared for it);
 --- norm_bias (group norm's bias_before), norm_silu, norm_after (layer norm's `after`);
---- fusion: whether all of these are on; sets all of them.
+--- fusion: true if all of these are on; setting it sets all of them.
 --- @param device string? 'cuda'
 function M.options(device)
   local code = code_of('cuda.options', device)
@@ -172,8 +171,8 @@ function M.options(device)
   })
 end
 
---- Waits until everything queued on a card is done. In a task, others run meanwhile.
---- @param device string? 'cuda'; a CPU never has to be waited for
+--- Waits until a card has finished everything queued on it. Inside a task, other tasks run meanwhile.
+--- @param device string? 'cuda'
 function M.synchronize(device)
   if device == 'cpu' then return end
   local code = code_of('cuda.synchronize', device)
@@ -185,9 +184,9 @@ function M.synchronize(device)
   base.check(C.cr_device_synchronize(code))
 end
 
---- Marks what this task's stream has been given so far: cr.await(cr.cuda.mark()) waits until that is done, and not
---- for what is given later, and gives the microseconds of cr.clock, modulo 2^31, at which it was done. Await each
---- mark once.
+--- Records an event on this task's stream: cr.await(cr.cuda.mark()) waits until the work queued so far is done, but
+--- not for work queued later. It returns the time at which that work was done, in microseconds of cr.clock modulo
+--- 2^31. Await each mark exactly once.
 --- @param device string? 'cuda'
 --- @return integer job
 function M.mark(device)
@@ -205,8 +204,8 @@ local function switch(stream)
   in_use = stream
 end
 
---- Chooses the stream of this task (of the main program outside of one): 0 for networks, 1 for short
---- work beside them, which the card serves first. Other tasks keep theirs.
+--- Chooses the stream of this task, or of the main program outside a task. Stream 0 is for networks; stream 1 has a
+--- higher priority and is for short work beside them. Other tasks keep their streams.
 --- @param stream integer 0 or 1
 function M.stream(stream)
   local loop = require 'cr.loop'
@@ -224,25 +223,25 @@ local function wait_for(t)
   loop.await(M.mark(t.device))
 end
 
---- From now on this task lets others run while it waits for a card whose numbers it reads (to, copy_, item, tolist); else a
---- read keeps the thread. What it reads must be of its own stream.
+--- Makes this task, from now on, let other tasks run while it waits for a card whose numbers it reads (to, copy_, item,
+--- tolist); otherwise a read blocks the thread. What it reads must belong to its own stream.
 function M.be_patient()
   local task = require 'cr.loop'.current()
-  if not task then base.fail 'cuda.be_patient: outside of a task nobody else could run' end
+  if not task then base.fail 'cuda.be_patient: outside a task there are no other tasks to run: call it in a task' end
   patient[task] = true
   tensor.on_read(wait_for)
 end
 
---- Gives a tensor that this task's stream works on to another one, which will wait for what this stream has been
---- given so far. Else it waits, when it first uses the tensor, for all that is given until then. A tensor on the
---- CPU belongs to no stream.
+--- Hands a tensor from this task's stream over to another stream, which then waits only for the work queued so far.
+--- Without a hand-over, the other stream waits at its first use of the tensor for all work queued until then. Tensors
+--- on the CPU belong to no stream.
 --- @param t Tensor not empty
 --- @param stream integer 0 or 1
 function M.hand_over(t, stream)
   if t.device == 'cpu' then return end
   local own = in_use
   switch(stream)
-  -- The first use is what hands a tensor over: of one number.
+  -- The first use of a tensor on a stream hands it over, so one element of it is used here.
   local ok, err = pcall(tensor.scope, function()
     local one = t
     for dim = 1, t:dim() do one = one:narrow(dim, 1, 1) end
@@ -252,19 +251,19 @@ function M.hand_over(t, stream)
   if not ok then error(err, 0) end
 end
 
---- Starts a card anew after a fault. All that it held is lost: tensors on it say so when used.
+--- Resets a card after a fault. All its contents are lost, and using a tensor on it raises an error that says so.
 --- @param device string? 'cuda'
 function M.reset(device) base.check(C.cr_device_reset(code_of('cuda.reset', device))) end
 
---- Lets tensors on a card hold at most `bytes` (0: all there is), as a smaller card would.
+--- Limits the memory of tensors on a card to `bytes` (0: no limit), to try what a smaller card can do.
 --- @param bytes integer
 --- @param device string? 'cuda'
 function M.limit(bytes, device) base.check(C.cr_memory_limit(code_of('cuda.limit', device), bytes)) end
 
 local preparing = {} -- device -> a guard that waits for it when the program ends
 
---- Begins to make CUDA's libraries ready for a card on a thread of its own, while the caller does what needs none of
---- them, such as loading weights; their first use waits for it.
+--- Starts to initialize CUDA's libraries for a card on another thread, while the caller does work that does not need
+--- them, such as reading weights. Their first use waits for it.
 --- @param device string? 'cuda'
 function M.prepare(device)
   local code = code_of('cuda.prepare', device)
@@ -275,11 +274,11 @@ end
 
 local clock = require 'cr.clock'
 
---- Median time of fn on a card. What it returns is freed.
+--- Measures the median time of fn on a card. Tensors that fn returns are freed.
 --- @param fn function
---- @param runs integer? 10 measurements, each of as many calls as take about 5 ms
+--- @param runs integer? number of measurements (10); each makes as many calls as take about 5 ms
 --- @param device string? 'cuda'
---- @return number milliseconds of one call
+--- @return number milliseconds per call
 function M.time(fn, runs, device)
   local code = code_of('cuda.time', device)
   local function round(n)
@@ -297,8 +296,8 @@ function M.time(fn, runs, device)
   return times[math.floor((#times + 1) / 2)]
 end
 
---- The __global__ functions of CUDA source, compiled when first called: each takes how it is launched, then what its
---- parameters say, tensors for pointers.
+--- Compiles CUDA source and returns its __global__ functions. Each is compiled at its first call, and takes its
+--- launch configuration, then its parameters, with tensors for pointers.
 ---
 ---     local code = cr.cuda.source [[
 ---       __global__ void scale(float *y, const float *x, float s, int n) {
@@ -324,7 +323,7 @@ arguments.guard('cuda.', M, {
   time = { arguments.callable, arguments.maybe(arguments.positive), device },
 })
 
---- The options of the first card; the card is asked only when one is read or set.
+--- The options of the first card. The card is accessed only when an option is read or set.
 M.device = M.options()
 
 return setmetatable(M, { __index = function(_, name)

@@ -1,4 +1,4 @@
---- Digests of texts and of parts of files, as hexadecimal digits: digest.of_text('SHA256', 'abc').
+--- Computes digests of strings and of parts of files, as hexadecimal digits: digest.of_text('SHA256', 'abc').
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -28,9 +28,9 @@ end
 
 --- @param algorithm 'SHA256'|'MD5'
 --- @param path string
---- @param offset integer? bytes to leave out
---- @param bytes integer? how many; all that follow
---- @param await function? the loop's: another thread reads, and other tasks go on meanwhile
+--- @param offset integer? bytes to skip at the beginning (0)
+--- @param bytes integer? how many bytes (to the end of the file)
+--- @param await function? cr.await: another thread then reads the file while other tasks run
 --- @return string
 function M.of_file(algorithm, path, offset, bytes, await)
   offset, bytes = offset or 0, bytes or 2 ^ 52
@@ -45,14 +45,14 @@ function M.of_file(algorithm, path, offset, bytes, await)
   end)
 end
 
---- Hexadecimal digits as the bytes that they stand for.
+--- Converts hexadecimal digits to bytes.
 --- @param hex string
 --- @return string
 function M.bytes(hex) return (hex:gsub('%x%x', function(pair) return string.char(tonumber(pair, 16)) end)) end
 
---- A digest that is written in base64, as hexadecimal digits.
+--- Converts a digest from base64 to hexadecimal digits.
 --- @param text string
---- @return string? nil: it is no base64
+--- @return string? nil if the text is no base64
 function M.from_base64(text)
   local bytes = base64.decode(text)
   return bytes and (bytes:gsub('.', function(c) return ('%02x'):format(c:byte()) end))

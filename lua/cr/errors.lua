@@ -1,11 +1,12 @@
---- Errors meant for the person who runs a script, and names that are nearly right.
+--- Errors meant for the person who runs a script, and suggestions for misspelt names.
 --
 -- A failure is a table {message, code, field}: the program prints the message alone, without a position,
 -- and ends with the code. Any other error is a mistake in a script and keeps its position.
 
 local M = {}
 
---- How many errors have ended a script, or what the prompt ran. What an error left behind is not finished.
+--- Counts the errors that have ended a script or a command at the prompt. Finalizers compare it: they finish no file
+--- that an error left behind.
 M.uncaught = 0
 
 local Failure = {}
@@ -20,23 +21,23 @@ function M.fail(message, code, field)
   error(setmetatable({ message = tostring(message), code = code or 1, field = field }, Failure), 0)
 end
 
---- Fails as fail does because somebody else is away: the same may succeed later.
+--- Fails as `fail` does because another service is unavailable: the same call may succeed later.
 --- @param message string
 function M.unavailable(message) error(setmetatable({ message = message, code = 1, passes = true }, Failure), 0) end
 
---- Whether an error value was raised by unavailable.
+--- Returns whether an error value was raised by `unavailable`.
 --- @return boolean
 function M.is_unavailable(value) return M.is_failure(value) and value.passes == true end
 
---- Ends the script as fail does, with a message that is formatted.
---- @param format string of string.format, whose values follow
+--- Ends the script as `fail` does, with a formatted message.
+--- @param format string for string.format, followed by its values
 function M.failf(format, ...) M.fail(format:format(...)) end
 
---- Whether an error value was raised by fail.
+--- Returns whether an error value was raised by `fail`.
 --- @return boolean
 function M.is_failure(value) return getmetatable(value) == Failure end
 
---- The number of insertions, deletions, replacements and swaps of neighbours between two words.
+--- Returns the edit distance of two words: insertions, deletions, replacements and swaps of neighbours.
 --- @param a string
 --- @param b string
 --- @return integer
@@ -58,10 +59,10 @@ function M.distance(a, b)
   return row[#b]
 end
 
---- The name that is most like `word`, or that begins with it; of equally near ones the first in the alphabet.
+--- Returns the name that is most similar to `word`, or that begins with it. Ties go to the first name in alphabetical order.
 --- @param word string
 --- @param names string[]
---- @return string? nil only for an empty list
+--- @return string? nil only if the list is empty
 --- @return number? its distance
 function M.nearest(word, names)
   local best, best_distance
@@ -76,34 +77,34 @@ function M.nearest(word, names)
   return best, best_distance
 end
 
---- The end of a sentence about a name that is not known: "did you mean 'y'?".
---- @param word any as it was given
---- @param names string[] those that are known
---- @param quote string? the mark around the name, '
---- @param otherwise string? what is said where `names` is empty
+--- Returns the end of a sentence about an unknown name: "did you mean 'y'?".
+--- @param word any the unknown name
+--- @param names string[] the known names
+--- @param quote string? the quotation mark around the name (')
+--- @param otherwise string? the text to use if `names` is empty
 --- @return string
 function M.did_you_mean(word, names, quote, otherwise)
   quote = quote or "'"
   return ('did you mean %s%s%s?'):format(quote, M.nearest(tostring(word), names) or otherwise, quote)
 end
 
---- Fails over an option that is not known: "session: there is no option 'x': did you mean 'y'?".
---- @param where string what has the options: 'session'
---- @param word any as it was given
---- @param names string[] those that are known
+--- Fails because of an unknown option: "session: there is no option 'x': did you mean 'y'?".
+--- @param where string the function or command that has the options: 'session'
+--- @param word any the unknown name
+--- @param names string[] the known names
 function M.no_option(where, word, names)
   M.failf("%s: there is no option '%s': %s", where, tostring(word), M.did_you_mean(word, names))
 end
 
---- Whether a chunk is one of the library's own files.
---- @param source string as debug.getinfo gives it
+--- Returns whether a chunk is one of the library's own files.
+--- @param source string as debug.getinfo returns it
 --- @return boolean
 function M.is_library(source) return source:find('/lua/cr/', 1, true) ~= nil or source:find '^@lua/cr/' ~= nil end
 
---- The first place outside of lua/cr/ in a stack of calls.
---- @param level integer where the search begins: 1 is the function that asks, of a task 0 its innermost one
---- @param task thread? a coroutine that waits, in place of the one that runs
---- @return integer? its level, counted the same way; nil where there is none
+--- Finds the first caller outside lua/cr/ in a call stack.
+--- @param level integer where the search begins: 1 is the calling function; in a task, 0 is its innermost function
+--- @param task thread? a suspended coroutine to search instead of the running one
+--- @return integer? the level of that caller, counted the same way; nil if there is none
 --- @return table? its debug.getinfo: source, short_src, currentline
 function M.caller(level, task)
   while true do

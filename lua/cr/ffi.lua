@@ -1,7 +1,7 @@
 --- The boundary to C: reads core/crescent.h into LuaJIT's FFI and finds libcrescent.so.
 --
--- Only files in lua/cr/ may require this. Inside the `crescent` program the library is already
--- linked; from plain `luajit` it is loaded from beside the source tree or from the prefix.
+-- Only files in lua/cr/ may require this. Inside the `crescent` program the library is already linked. Plain `luajit`
+-- loads it from the build folder of the source tree or from the installation prefix.
 
 local ffi = require 'ffi'
 local errors = require 'cr.errors'
@@ -17,13 +17,14 @@ end
 -- The folder that holds lua/, models/, scripts/ and core/crescent.h.
 local here = debug.getinfo(1, 'S').source:gsub('^@', '')
 M.root = here:match('^(.*)/lua/cr/ffi%.lua$') or (here:match('^lua/cr/ffi%.lua$') and '.')
-if not M.root then error('crescent: cannot tell where its Lua files are from ' .. here) end
+if not M.root then error('crescent: cannot find its own Lua files; this file was loaded as ' .. here) end
 
 local header = assert(io.open(M.root .. '/core/crescent.h', 'rb'))
 local text = header:read('*a')
 header:close()
 
--- Without the preprocessor's lines, and what is for C++ alone. By plain searches, which take a tenth of a pattern's time.
+-- Returns the header without preprocessor lines and without the part for C++. Plain searches take a tenth of the time
+-- of patterns.
 local function declarations()
   local parts, at = {}, 1
   while true do
@@ -63,7 +64,7 @@ typedef struct { const char *file; void *base; const char *symbol; void *address
 int dladdr(const void *address, cr_dl_info *info);
 ]]
 
---- The file that holds a function of C; nil if it cannot be told.
+--- Returns the shared library that holds a C function, or nil if it is unknown.
 --- @param fn any
 --- @return string?
 function M.file_of(fn)
@@ -71,10 +72,11 @@ function M.file_of(fn)
   return ffi.C.dladdr(ffi.cast('void *', fn), info) ~= 0 and ffi.string(info.file) or nil
 end
 
---- A part of the runtime that lies beside libcrescent.so and is loaded with the first of its functions that is asked for,
---- so that a machine without its libraries can do everything else. CR_MEDIA_LIBRARY and so on name another file.
+--- Returns a part of the runtime, a shared library beside libcrescent.so that is loaded when one of its functions is
+--- first accessed. A machine that lacks the libraries of one part can thus do everything else. CR_MEDIA_LIBRARY and
+--- its like name another file.
 --- @param name string 'media': crescent_media.so
---- @param remedy string what to do where it is missing
+--- @param remedy string what to do if it is missing
 --- @return table of its functions
 function M.part(name, remedy)
   local loaded
@@ -98,8 +100,8 @@ function M.part(name, remedy)
   })
 end
 
---- Another library of the system, such as 'libcairo.so.2', or nil. It stays loaded: Lua would unload it at the end, under
---- its own exit handlers.
+--- Loads a library of the system, such as 'libcairo.so.2', or returns nil. It is never unloaded, because Lua would
+--- unload it at the end of the program, before the library's own exit handlers run.
 --- @param name string
 --- @return any
 function M.system_library(name)
@@ -109,13 +111,13 @@ function M.system_library(name)
   return ok and loaded or nil
 end
 
--- Stands in for operations while somebody watches them: see M.observe.
+-- The function that M.observe has installed.
 local observer
 
---- Has fn(name, f, ...) called in place of each operation f(...), until it is called without fn. fn
---- returns what f returns.
+--- Installs fn(name, f, ...), which is called instead of each operation f(...) and must return the result of f.
+--- Without an argument it removes the function.
 --- @param fn function?
---- @return function? the one before
+--- @return function? the one that was installed before
 function M.observe(fn)
   local before = observer
   observer = fn
@@ -123,8 +125,8 @@ function M.observe(fn)
   return before
 end
 
--- An operation that makes a tensor and finds no memory: what Lua has forgotten is collected, and it
--- is tried once more. It allocates before it does anything else, so twice is as good as once.
+-- Retries an operation once, after a garbage collection, if it found no memory for its result. An operation allocates
+-- its result before it does anything else, so running it again is safe.
 local function retried(name, f)
   return function(...)
     local rc
@@ -137,10 +139,10 @@ local function retried(name, f)
   end
 end
 
-local observed = { cr_fill = true, cr_graph_launch = true } -- though they make no tensor
+local observed = { cr_fill = true, cr_graph_launch = true } -- these make no tensor, but traces show them
 local function makes_tensor(name) return observed[name] or text:find('\nint ' .. name .. '(cr_tensor *out', 1, true) ~= nil end
 
---- The functions and constants of crescent.h.
+--- The functions and constants that crescent.h declares.
 M.C = setmetatable({}, {
   __index = function(self, name)
     local value = lib[name]
@@ -150,7 +152,7 @@ M.C = setmetatable({}, {
   end,
 })
 
--- An enum of crescent.h as C names it: its names by number and its numbers by name.
+-- Returns an enum of crescent.h: its names by number, and its numbers by name.
 local function named(count, name_of)
   local list = {}
   for i = 0, count - 1 do
@@ -168,7 +170,7 @@ M.unary = named(M.C.CR_UNARY_OPS, M.C.cr_unary_name)
 M.binary = named(M.C.CR_BINARY_OPS, M.C.cr_binary_name)
 M.reduce = named(M.C.CR_REDUCE_OPS, M.C.cr_reduce_name)
 
---- What crescent.h says beside the enumerators of these operations, by the operations' names.
+--- Returns the comments that crescent.h has beside the enumerators of these operations, by the operations' names.
 --- @param names table M.unary, M.binary or M.reduce
 --- @param count string the enumerator that ends the enum
 --- @return table<string, string>
@@ -182,7 +184,7 @@ function M.comments_of(names, count)
 end
 
 --- Raises cr_last_error() at the position of the first caller outside lua/cr/.
---- @param prefix string|false|nil put in front: a layer's path
+--- @param prefix string|false|nil what to put before the message, such as the path of a layer
 function M.raise(prefix)
   M.fail((prefix and prefix .. ': ' or '') .. ffi.string(M.C.cr_last_error()))
 end
@@ -193,12 +195,12 @@ function M.fail(message)
   error(message, level or 0)
 end
 
---- Text from a file, fit for one line: what a terminal would obey is escaped, and what is long is cut.
+--- Makes text from a file safe for one line of a message: control characters are escaped, and long text is cut.
 --- @param bytes string
 --- @return string
 function M.printable(bytes) return ffi.string(M.C.cr_printable(bytes, #bytes)) end
 
---- Passes a C function's result on, raising its message if it is negative.
+--- Returns the result of a C function, or raises its message if the result is negative.
 function M.check(rc)
   if rc < 0 then M.raise() end
   return rc

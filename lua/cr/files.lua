@@ -1,19 +1,19 @@
---- Files: written whole or not at all, told apart, and the modules of a folder.
+--- Files: atomic writing, checks of paths, and the modules in a folder.
 
 local errors = require 'cr.errors'
 
 local files = {}
 
--- The core is loaded by whoever writes, not by whoever lists a folder.
+-- The core is loaded on first use, so that merely listing a folder does not load it.
 local function core()
   return require 'cr.ffi'
 end
 
---- Writes a file, instead of what was there. Fails with one sentence, and leaves what was there. What is no
---- regular file (a device, a pipe, /dev/stdout) gets the text.
+--- Writes a file atomically. On an error it fails with one sentence and leaves an existing file as it was. A device,
+--- a pipe or /dev/stdout is written to directly.
 --- @param path string
 --- @param text string
---- @param what string? what it is for, before the sentence: '--report'
+--- @param what string? the option that named the file, for messages: '--report'
 function files.write(path, text, what)
   local base = core()
   if base.C.cr_file_write(path, text, #text) < 0 then
@@ -21,16 +21,16 @@ function files.write(path, text, what)
   end
 end
 
---- Whether two names lead to one regular file: the same name, a link to it, or another of its names.
+--- Returns whether two paths lead to the same regular file, by name, by a symbolic link or by a hard link.
 --- @param a string
 --- @param b string
 --- @return boolean
 function files.same(a, b) return core().C.cr_file_same(a, b) == 1 end
 
---- Refuses an output that is one of the inputs, which it would replace.
+--- Fails if an output is one of the inputs, which it would overwrite.
 --- @param path string the output
---- @param inputs table what each is for -> a path, or an array of paths: { ['--video'] = 'a.mp4' }
---- @param what string? what the output is for, before the sentence: '--out'
+--- @param inputs table a path or a list of paths by the option that named it: { ['--video'] = 'a.mp4' }
+--- @param what string? the option that named the output, for messages: '--out'
 function files.check_output(path, inputs, what)
   local names = {}
   for name in pairs(inputs) do names[#names + 1] = name end
@@ -39,7 +39,7 @@ function files.check_output(path, inputs, what)
     local list = inputs[name]
     for _, input in ipairs(type(list) == 'table' and list or { list }) do
       if files.same(path, input) then
-        errors.fail(('%s%s is the file of %s (%s), which would be lost: choose another name'):format(
+        errors.fail(('%s%s is also the input of %s (%s) and would overwrite it: choose another name'):format(
           what and what .. ': ' or '', path, name, input))
       end
     end
@@ -48,7 +48,7 @@ end
 
 local fail = errors.failf
 
---- Fails unless a file can be written at `path`: its folder is there, and it is none itself.
+--- Fails unless a file can be written at `path`: its folder must exist, and it must not be a folder itself.
 --- @param option string for the message: '--out'
 function files.check_folder(option, path)
   local lfs = require 'lfs'
@@ -60,8 +60,8 @@ function files.check_folder(option, path)
   if lfs.attributes(path, 'mode') == 'directory' then fail('%s: %s is a folder', option, path) end
 end
 
---- Fails unless `path` is a file with something in it. Pipes are not opened: that would wait for a writer, and take
---- from what comes.
+--- Fails unless `path` is a file that is not empty. Pipes are not opened, because that would wait for a writer and
+--- consume data.
 --- @param option string? for the message: '--video'
 function files.check_readable(option, path)
   option = option and option .. ': ' or ''
@@ -76,7 +76,7 @@ function files.check_readable(option, path)
   if not some then fail('%s%s is empty, or a folder', option, path) end
 end
 
---- A file's bytes; nil if it cannot be read.
+--- Returns the bytes of a file, or nil if it cannot be read.
 --- @param path string
 --- @return string?
 function files.read(path)
@@ -87,9 +87,9 @@ function files.read(path)
   return text
 end
 
---- Makes a folder with all folders above it.
+--- Makes a folder and all its parent folders.
 --- @param path string
---- @return boolean whether it is there now
+--- @return boolean whether it exists now
 function files.make_folder(path)
   local lfs = require 'lfs'
   local at = path:sub(1, 1) == '/' and '' or '.'
@@ -100,7 +100,7 @@ function files.make_folder(path)
   return lfs.attributes(path, 'mode') == 'directory'
 end
 
---- The modules of a folder: the names of its Lua files without their ending, sorted; not init.
+--- Returns the modules of a folder: the names of its Lua files without the ending, sorted, except init.
 --- @param folder string
 --- @return string[]
 function files.modules(folder)

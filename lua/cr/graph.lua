@@ -1,13 +1,13 @@
 --- cr.graph(fn): records what a function does on a card once, and replays it with new inputs.
 --
--- The first call with tensors of some shapes runs fn as it is (libraries choose their algorithms
--- then), the second records it as a CUDA graph, later ones only copy the inputs in, launch, and copy
--- the results out. Other shapes, another stream, or other arguments that are not tensors, make a recording of their
--- own; the least recently used go. What cannot be recorded goes on running as it is, and why() says
--- what stood in the way. On the CPU fn is simply called.
+-- The first call with tensors of certain shapes runs fn normally, while libraries choose their algorithms. The second
+-- call records it as a CUDA graph. Later calls only copy the inputs in, launch the graph, and copy the results out.
+-- Other shapes, another stream, or other values of arguments that are not tensors, get a recording of their own; the
+-- least recently used recording is dropped. A function that cannot be recorded runs normally, and why() returns the
+-- reason. On the CPU, fn is simply called.
 --
--- fn must do the same work whenever it is called with the same kinds of arguments. Tensors that it
--- reads besides its arguments are read with what they hold at each replay.
+-- fn must do the same work whenever it is called with the same kinds of arguments. Tensors that it reads besides its
+-- arguments are read with their contents at the time of each replay.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -24,7 +24,7 @@ Graph.__index = Graph
 
 local LIMIT = 8 -- recordings kept
 
---- @param fn fun(...): ... tensors and plain values in; a tensor, or several results, out
+--- @param fn fun(...): ... takes tensors and plain values, and returns one or several results
 --- @param options table? {limit = 8 recordings kept, direct = true: the results of a replay are the
 ---   recording's own tensors, which the next replay overwrites}
 --- @return Graph callable like fn; :why(), :free()
@@ -33,7 +33,7 @@ local function new(fn, options)
   return setmetatable({ fn = fn, entries = {}, clock = 0, limit = options.limit or LIMIT, direct = options.direct }, Graph)
 end
 
--- What tells recordings apart, and the card that the arguments are on (0: none).
+-- Returns the key by which recordings differ, and the card that the arguments are on (0: none).
 local function key_of(...)
   local parts, device = {}, 0
   for i = 1, select('#', ...) do
@@ -76,7 +76,7 @@ local function dense(t)
   return out:copy_(t)
 end
 
--- A result with copies of its tensors, in tables at any depth too; `seen` holds the tables' copies.
+-- Copies a result and all its tensors, in nested tables too. `seen` holds the copies of tables.
 local function copied(v, seen)
   if is_tensor(v) then return dense(v) end
   if type(v) ~= 'table' then return v end
@@ -88,8 +88,8 @@ local function copied(v, seen)
   return out
 end
 
--- fn's results as tensors of their own, all others that it made freed: a result may be an argument, or
--- a tensor that fn did not make. `between` runs before the copies are taken.
+-- Runs fn, copies its results and frees all other tensors that it made. The copies are needed because a result may be
+-- an argument or a tensor that fn did not make. `between` runs before the copies are made.
 local function own_results(fn, between, ...)
   local given = pack(...)
   return tensor.scope(function()
@@ -102,13 +102,13 @@ end
 
 local function nothing() end
 
--- Runs fn on copies of the inputs under capture. False and the reason if that fails.
+-- Runs fn on copies of the inputs under stream capture. Returns false and the reason if that fails.
 local function record(self, entry, device, ...)
   local n = select('#', ...)
   local given = { ... }
   local inputs = {}
   local graph = ffi.new 'cr_graph *[1]'
-  base.check(C.cr_memory_trim(device)) -- what the first run left goes, so that both do not add up
+  base.check(C.cr_memory_trim(device)) -- frees the cached memory of the first run, so that both do not add up
   for i = 1, n do
     if is_tensor(given[i]) then
       inputs[i] = tensor.keep(dense(given[i]))
@@ -146,12 +146,12 @@ local function replay(self, entry, ...)
   return unpack(out, 1, results.n)
 end
 
--- The first run, in the memory that recordings share, so that it is not taken twice. Its results
--- must leave that memory: the next replay of any recording may write over them.
+-- Makes the first run in the memory pool that recordings share, so that the memory is not needed twice. Its results
+-- must be copied out of that pool, since the next replay of any recording may overwrite them.
 local function rehearse(self, device, ...)
   local function over() C.cr_graph_rehearse(device, 0) end
   base.check(C.cr_graph_rehearse(device, 1))
-  base.recording = true -- an inner recording's replay would write over what this run has in that memory
+  base.recording = true -- the replay of a nested recording would overwrite this run's tensors in the pool
   local results = pack(pcall(own_results, self.fn, over, ...))
   base.recording = false
   over()
@@ -160,8 +160,8 @@ local function rehearse(self, device, ...)
 end
 
 function Graph:__call(...)
-  if base.recording then return self.fn(...) end -- part of the recording around it
-  if base.observed then return self.fn(...) end -- each operation shall be seen
+  if base.recording then return self.fn(...) end -- part of the outer recording
+  if base.observed then return self.fn(...) end -- an observer must see each operation
   local key, device = key_of(...)
   if device == 0 then return self.fn(...) end
   self.clock = self.clock + 1
@@ -183,17 +183,17 @@ function Graph:__call(...)
   return replay(self, entry, ...)
 end
 
---- Why the function runs as it is and is not replayed, or nil.
+--- Returns why the function is not replayed but runs normally, or nil.
 function Graph:why() return self.reason end
 
---- How many recordings there are now.
+--- Returns the number of recordings.
 function Graph:count()
   local n = 0
   for _, entry in pairs(self.entries) do n = n + (entry.graph and 1 or 0) end
   return n
 end
 
---- How many kernels, copies and fills a replay of each of the recordings runs, together.
+--- Returns the number of kernels, copies and fills of all recordings together.
 function Graph:size()
   local n = 0
   for _, entry in pairs(self.entries) do

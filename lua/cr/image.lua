@@ -1,7 +1,7 @@
 --- Operations on pictures [H W C]: affine warps into a rectangle, erosion, blur, blending.
 --
--- A matrix is a table of six numbers {a, b, c, d, e, f}, row by row: (x, y) goes to
--- (a x + b y + c, d x + e y + f), with pixel centres at whole numbers. `cr.nn` has resize.
+-- A matrix is a table of six numbers {a, b, c, d, e, f}, row by row. It maps (x, y) to (a x + b y + c, d x + e y +
+-- f), with pixel centres at whole numbers. `cr.nn` has resize.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -15,11 +15,11 @@ local image = {}
 local matrix_type = ffi.typeof 'double[6]'
 local theta_type = ffi.typeof 'float[6]'
 
---- x moved by a matrix, sampled bilinearly, only the pixels of a rectangle of the result.
+--- Warps x by a matrix with bilinear sampling, for a rectangle of the result.
 --- @param x Tensor u8 or f32 [H W C]
 --- @param matrix number[] from x's pixels to the result's
 --- @param area table {left = 0, top = 0, width =, height =} in the result
---- @param options table? {fill = 0 (what lies outside x), dtype = x's ('u8' truncates)}
+--- @param options table? {fill = 0 (value outside x), dtype = x's ('u8' truncates)}
 --- @return Tensor [height width C]
 function image.warp_affine(x, matrix, area, options)
   options = options or {}
@@ -30,21 +30,21 @@ function image.warp_affine(x, matrix, area, options)
       area.top or 0, area.height, area.width, options.fill or 0, dtype))
 end
 
---- x sampled bilinearly where `theta` puts the result's pixels, both pictures spanning -1..1: torch's
---- affine_grid and grid_sample (align_corners), to the last bit.
+--- Samples x bilinearly at the affine grid `theta`, where both pictures span -1..1. It equals torch's affine_grid and
+--- grid_sample (align_corners) bit for bit.
 --- @param x Tensor u8 or f32 [H W C]
 --- @param theta number[] six numbers, from the result's -1..1 to x's
 --- @param height integer
 --- @param width integer
---- @param fill number? what lies outside x (0)
+--- @param fill number? value outside x (0)
 --- @return Tensor x's dtype [height width C]
 function image.grid_sample(x, theta, height, width, fill)
   local out = new()
   return filled(out, C.cr_grid_sample(out.c, x.c, theta_type(theta), height, width, fill or 0))
 end
 
---- x moved by a matrix, outside black, as OpenCV 4's warpAffine does it with bytes: places in 1/32 of a pixel, the
---- same bytes.
+--- Warps x by a matrix, black outside, bit for bit as OpenCV 4's warpAffine on bytes, which rounds coordinates to
+--- 1/32 pixel.
 --- @param x Tensor u8 [H W C]
 --- @param matrix number[] from x's pixels to the result's
 --- @param height integer
@@ -55,8 +55,8 @@ function image.warp_fixed(x, matrix, height, width)
   return filled(out, C.cr_warp_fixed(out.c, x.c, matrix_type(matrix), height, width))
 end
 
---- x moved by a matrix, sampled by a bicubic kernel as wide as the map shrinks x, so that nothing
---- aliases; outside x its nearest pixels go on.
+--- Warps x by a matrix with a bicubic kernel that widens as the map shrinks x, which avoids aliasing. Outside x the
+--- nearest edge pixels are repeated.
 --- @param x Tensor f32 [H W C]
 --- @param matrix number[] from x's pixels to the result's
 --- @param area table {left = 0, top = 0, width =, height =} in the result
@@ -67,7 +67,7 @@ function image.warp_bicubic(x, matrix, area)
       area.left or 0, area.top or 0, area.height, area.width))
 end
 
---- How bright a picture is: 0.299 red + 0.587 green + 0.114 blue, the weights of BT.601.
+--- The luma of a picture: 0.299 red + 0.587 green + 0.114 blue, the weights of BT.601.
 --- @param x Tensor u8 or floats [H W 3]
 --- @return Tensor [H W 1] of x's dtype; f32 where x is u8
 function image.luma(x)
@@ -77,7 +77,7 @@ function image.luma(x)
   end)
 end
 
---- The smallest value within `before` pixels before and `after` pixels after, in both directions.
+--- Erosion: the minimum over `before` pixels before and `after` pixels after, in both directions.
 --- @param x Tensor f32 [H W C]
 --- @param before integer
 --- @param after integer
@@ -97,11 +97,11 @@ function image.gaussian_blur(x, size, sigma)
   return filled(out, C.cr_gaussian_blur(out.c, x.c, size, sigma))
 end
 
---- weight * face + (1 - weight) * frame, truncated to u8; where the weight is 0 exactly the frame.
+--- weight * face + (1 - weight) * frame, truncated to u8. Where the weight is 0, the result is exactly the frame.
 --- @param frame Tensor u8 [H W C]
 --- @param face Tensor f32 [H W C], 0..255
 --- @param weight Tensor f32 [H W 1]
---- @param out Tensor? where to write (may be frame)
+--- @param out Tensor? tensor to fill (may be `frame`)
 --- @return Tensor u8 [H W C]
 function image.blend(frame, face, weight, out)
   out = out or new()
@@ -110,7 +110,7 @@ end
 
 local square_type = ffi.typeof 'double[4]'
 
---- A turned square cut out of a frame and brought to a network's size, averaged where it is larger.
+--- Crops a rotated square from a frame and resizes it to a network's input size, averaging where it shrinks.
 --- @param frame Tensor u8 [H W C]
 --- @param square table {x, y (its centre), side, angle = radians, clockwise as seen}, in pixels
 --- @param size integer

@@ -1,6 +1,6 @@
 --- Crescent from Lua: `local cr = require 'cr'`.
 --
--- What a script uses most is here; the rest are modules: cr.nn, cr.weights, cr.media,
+-- This module has what scripts use most. The rest are modules of their own: cr.nn, cr.weights, cr.media,
 -- cr.schedulers.*. The event loop and the media library load on first use.
 
 local ffi = require 'ffi'
@@ -19,15 +19,15 @@ local cr = {
 }
 for name, fn in pairs(tensor.functions) do cr[name] = fn end
 
---- Sets how many threads CPU operations use (nil: only asks; 0: the machine's number again).
+--- Sets the number of threads of CPU operations (0: the default of the machine), or returns it if n is nil.
 --- @param n integer?
 --- @return integer threads in force
 function cr.threads(n) return n and C.cr_set_threads(n) or C.cr_threads() end
 
---- Whether Ctrl-C was pressed.
+--- Returns whether Ctrl-C was pressed.
 function cr.interrupted() return C.cr_interrupted() ~= 0 end
 
--- What people ask for by the name's ending, and what to do about it.
+-- Endings of file names that people expect to work, and what to use instead.
 local endings = {
   json = 'tensors are not written as JSON: name it .safetensors',
 }
@@ -38,10 +38,10 @@ for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
   endings[ending] = "PyTorch's own files are not written: name it .safetensors, which PyTorch's users read with safetensors.torch"
 end
 
---- Raises one sentence if tensors are not saved under such a name: a tensor is saved as .npy, a table of named
---- ones as .safetensors, whose ending may be left out, or as .npz; an open weights file is not written over.
+--- Fails if tensors cannot be saved under a name. One tensor is saved as .npy, a table of named tensors as
+--- .safetensors (also without that ending) or as .npz. An open weights file is never overwritten.
 --- @param path string
---- @param named boolean? whether it is a table
+--- @param named boolean? whether a table of named tensors is saved
 function cr.check_save(path, named)
   local ending = path:lower():match '%.([^./]*)$' or ''
   local reason = endings[ending]
@@ -50,9 +50,9 @@ function cr.check_save(path, named)
   end
   local weights = package.loaded['cr.weights']
   if type(weights) == 'table' and weights.opened(path) then
-    collectgarbage() -- one that nobody has any more is not open
+    collectgarbage() -- closes files without references
     if weights.opened(path) then
-      reason = 'this is a weights file that is open, and would be lost: close it first, or choose another name'
+      reason = 'this weights file is open and would be overwritten: close it first, or choose another name'
     end
   end
   if reason then base.fail(('save: %s: %s'):format(path, reason)) end
@@ -74,7 +74,7 @@ function cr.save(path, what, metadata)
   cr.check_save(path, true)
   local names = {}
   for name in pairs(what) do
-    if type(name) ~= 'string' then base.fail(('save: %s: the tensors need names, and %s is none'):format(path, arguments.shown(name))) end
+    if type(name) ~= 'string' then base.fail(('save: %s: the keys must be names, not %s'):format(path, arguments.shown(name))) end
     names[#names + 1] = name
   end
   table.sort(names)
@@ -82,7 +82,7 @@ function cr.save(path, what, metadata)
   local c_tensors = ffi.new('const cr_tensor *[?]', #names + 1)
   local json = metadata and require 'cr.json'.encode(metadata) or nil
   tensor.scope(function()
-    local kept = {} -- C sees addresses only
+    local kept = {} -- keeps tensors alive, since C holds only their addresses
     for i, name in ipairs(names) do
       local t = tensor.want_tensor('save: ' .. name, what[name]):to 'cpu':contiguous()
       kept[i] = t
@@ -97,7 +97,7 @@ function cr.save(path, what, metadata)
   end)
 end
 
---- Reads any weights file: a tensor for .npy, else a table of tensors by name.
+--- Reads a weights file of any format. Returns a tensor for .npy, else a table of tensors by name.
 --- @param path string
 function cr.load(path)
   local file = require 'cr.weights'.open(path)
@@ -114,7 +114,7 @@ arguments.guard('', cr, {
   save = { file_name, arguments.any, arguments.maybe(arguments.table) }, load = { file_name },
 })
 
--- Loaded when first asked for.
+-- Modules that are loaded when they are first accessed.
 local lazy = {
   nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', cuda = 'cr.cuda', graph = 'cr.graph',
   onnx = 'cr.graphs.onnx', kernel = 'cr.kernel', fuse = 'cr.kernel',

@@ -1,5 +1,5 @@
---- JSON that comes out the same every time: keys sorted, numbers so that they read back exactly.
--- Reading is lua-cjson's.
+--- JSON with reproducible output: keys are sorted, and numbers read back exactly.
+-- lua-cjson does the reading.
 
 local M = {}
 
@@ -9,7 +9,7 @@ local function quote(text)
   return '"' .. text:gsub('[%c"\\\127]', function(c) return escapes[c] or ('\\u%04x'):format(c:byte()) end) .. '"'
 end
 
---- The shortest number that reads back exactly; null for what JSON cannot say (nan, infinities, nil).
+--- Formats a number as the shortest text that reads back exactly; nan, infinities and nil become null.
 --- @param x number?
 --- @return string
 function M.number(x)
@@ -22,7 +22,7 @@ end
 
 local LIST = {}
 
---- Marks a table as a list, so that it is one where it is empty, too: [].
+--- Marks a table as a list, so that an empty one becomes [].
 --- @param t table
 --- @return table t
 function M.list(t) return setmetatable(t, LIST) end
@@ -57,13 +57,13 @@ function encode(value, indent)
   return M.number(value)
 end
 
---- A value as JSON; a table with a first element is an array, any other an object.
+--- Encodes a value as JSON. A table with a first element becomes an array, any other table an object.
 --- @param value any
---- @param pretty boolean? on indented lines
+--- @param pretty boolean? whether to break and indent lines
 --- @return string
 function M.encode(value, pretty) return encode(value, pretty and '' or nil) end
 
---- A value from JSON, or nil and what is wrong with it.
+--- Decodes JSON. Returns the value, or nil and a sentence about the problem.
 --- @param text string
 --- @return any value, string? problem
 function M.decode(text)

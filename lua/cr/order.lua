@@ -1,10 +1,10 @@
---- Orders of lists, for table.sort.
+--- Comparison functions for table.sort.
 
 local M = {}
 
---- Those with most first; of equal ones, those whose `tie` is less.
---- @param most string a field with numbers
---- @param tie string a field whose values differ, so that the order is always the same
+--- Sorts by a field in descending order, and ties by the field `tie` in ascending order.
+--- @param most string the name of a field with numbers
+--- @param tie string the name of a field with distinct values, which makes the order unique
 --- @return fun(a: table, b: table): boolean
 function M.most_first(most, tie)
   return function(a, b)

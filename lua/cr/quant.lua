@@ -1,22 +1,22 @@
---- Quantized numbers: layers whose weights are codes of 8 or 4 bits, and activations as codes.
+--- Quantization: layers whose weights are 8- or 4-bit codes, and activations as 8-bit codes.
 --
 --     quant.quantize_layer(w.proj, { format = 'int8' })   -- weights: codes, and a scale for each channel of the result
---     y = nn.linear(w.proj, x)                            -- x is quantized by rows on the way in
---     h = nn.layer_norm(w.norm, x, eps, { codes = w.proj })   -- what the layer takes: codes, without a pass of their own
+--     y = nn.linear(w.proj, x)                            -- x is quantized by row first
+--     h = nn.layer_norm(w.norm, x, eps, { codes = w.proj })   -- the norm returns the codes that the layer takes, in the same kernel
 --
--- A quantized layer is a node of weights with these tensors besides `bias`, the same for products and convolutions
--- (K: what a result sums over, without a convolution's taps C):
+-- A quantized layer is a node of weights with these tensors besides `bias`. K is the number of input features, or the
+-- input channels C of a convolution:
 --
---     weight   int8: i8 [N K] or [O kh kw C]; fp8 (E4M3): u8 of that shape; int4: u8 with half the last size, two codes
+--     weight   int8: i8 [N K] or [O kh kw C]; fp8 (E4M3): u8 of that shape; int4: u8 with half the last size, two codes in
 --              a byte
---     scale    f32 [N]; int4: [N ceil(K/64)] or [O kh kw ceil(C/64)], one for each 64 neighbours
---     input    f32 [K] or nil: x's codes are x / input, whatever x is (static); `scale` is then that of the sum of codes.
---              nil: x is quantized by rows, each with a scale of its largest magnitude. Convolutions must have it
---     smooth   f32 [K] or nil: x is divided by it before it is quantized by rows
---     down, up f32 or 16 bits, [r K] (or [r kh kw C]) and [N r], or nil: x down' up' is added, of x as it comes
+--     scale    f32 [N]; int4: [N ceil(K/64)] or [O kh kw ceil(C/64)], one for each group of 64
+--     input    f32 [K] or nil: static quantization, x's codes are x / input, and `scale` is that of the sum of code products.
+--              nil: dynamic quantization, each row of x has the scale of its largest magnitude. Convolutions must have `input`
+--     smooth   f32 [K] or nil: x is divided by it before dynamic quantization (SmoothQuant)
+--     down, up f32 or 16 bits, [r K] (or [r kh kw C]) and [N r], or nil: a low-rank branch, x down' up' of the unquantized x is added
 --
--- The format follows from weight and scale. int4 is for weights alone: its numbers are multiplied with x as it is.
--- What is lost is precision: of int8 what is less than half a step, of fp8 all but 3 bits of mantissa.
+-- The format follows from the dtypes and shapes of weight and scale. int4 is weight-only: its values are dequantized
+-- and multiplied with the unquantized x. int8 loses up to half a step; fp8 keeps 3 bits of mantissa.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
@@ -34,20 +34,20 @@ local quantized_layer = arguments.kind("a quantized layer's weights, {weight = c
 
 --- @class Quantized
 --- @field codes Tensor i8 (int8) or u8 (fp8) [... K]
---- @field scale Tensor? f32 [...]; nil: static codes, which only the layer knows that they were made for
---- @field dtype string of what was quantized, and of what a product makes of it
+--- @field scale Tensor? f32 [...]; nil for static codes, whose scale the layer holds
+--- @field dtype string dtype of the numbers that were quantized, and of a layer's result
 
 local CODES = { int8 = 'i8', fp8 = 'u8' } -- dtypes of the formats of activations
-local GROUP = 64 -- neighbours that share one of int4's scales
+local GROUP = 64 -- elements that share a scale in int4
 
 M.formats = { 'int8', 'fp8', 'int4' }
 
-local NEEDS = { -- what a card must have
+local NEEDS = { -- the compute capability that a card needs
   fp8 = { 8.9, 'the RTX 40 series, an H100 or a later one' }, int8 = { 8.0, 'the A100, the RTX 30 series or a later one' },
   int4 = { 8.0, 'the A100, the RTX 30 series or a later one' },
 }
 
---- Whether a device's matrix units multiply a format's numbers; if not, why.
+--- Returns whether a device can multiply matrices of a format and, if not, why.
 --- @param device string 'cpu', 'cuda:0'
 --- @param format string 'int8', 'fp8' or 'int4'
 --- @return boolean
@@ -64,7 +64,7 @@ function M.available(device, format)
   return false, ('%s; %s has compute capability %s'):format(need, info.name, info.capability)
 end
 
---- A layer's format: 'int8', 'fp8', 'int4', or nil of one that is not quantized.
+--- Returns the format of a layer: 'int8', 'fp8', 'int4', or nil if it is not quantized.
 --- @param w table?
 --- @return string?
 function M.format(w)
@@ -74,7 +74,7 @@ function M.format(w)
   return scale:dim() == weight:dim() and 'int4' or 'fp8'
 end
 
---- The format of the codes that a layer takes as its input, or nil: it takes numbers.
+--- Returns the format of the codes that a layer takes as its input, or nil if it takes floats.
 --- @param w table?
 --- @return string?
 function M.takes(w)
@@ -83,9 +83,9 @@ function M.takes(w)
   return CODES[format] and format
 end
 
---- Where a producer puts codes for a layer: an empty Quantized, and the divisor (C's struct or nil) that goes with it.
+--- Returns an empty Quantized to which a producer writes codes for a layer, and the divisor (a C struct or nil) for them.
 --- @param w table a layer that takes codes
---- @param dtype string of the numbers
+--- @param dtype string dtype of the unquantized numbers
 --- @return Quantized
 --- @return ffi.cdata*?
 function M.target(w, dtype)
@@ -95,17 +95,17 @@ function M.target(w, dtype)
   return q, divisor and divisor.c
 end
 
---- The codes of a layer's format, as C names their dtype.
+--- Returns C's number of the dtype of a layer's codes.
 --- @param w table
 --- @return integer
 function M.code_dtype(w) return base.dtypes[w.weight.dtype] end
 
---- A tensor itself, or the codes of a quantized one.
+--- Returns a tensor itself, or the codes of a Quantized.
 --- @param x Tensor|Quantized
 --- @return Tensor
 function M.tensor_of(x) return tensor.is_tensor(x) and x or x.codes end
 
---- x as the codes that a layer takes.
+--- Quantizes x to the codes that a layer takes.
 --- @param w table a layer that takes codes
 --- @param x Tensor [... K]
 --- @return Quantized
@@ -115,10 +115,10 @@ function M.for_layer(w, x)
   return q
 end
 
---- Codes of x, with a scale for each row: q = quant.quantize(x, { format = 'int8' }).
+--- Quantizes x with a scale for each row: q = quant.quantize(x, { format = 'int8' }).
 --- @param x Tensor [... K]
---- @param options table? {format = 'int8' or 'fp8' ('int8'), divisor = Tensor f32 [K]: x is divided by it first,
----   static = true: no scales, the codes are of x / divisor}
+--- @param options table? {format = 'int8' or 'fp8' ('int8'), divisor = Tensor f32 [K] by which x is divided first,
+---   static = true: no scales, the codes are x / divisor}
 --- @return Quantized
 function M.quantize(x, options)
   options = options or {}
@@ -129,9 +129,9 @@ function M.quantize(x, options)
   return q
 end
 
---- The numbers that codes and scales stand for: activations, or a layer's weight.
+--- Dequantizes codes and scales of activations, or of a layer's weight.
 --- @param q table {codes = or weight =, scale =}
---- @param options table? {dtype = string (q.dtype, else f32), divisor = Tensor f32 of the last dimension, multiplied}
+--- @param options table? {dtype = string (q.dtype, else f32), divisor = Tensor f32 by which the last dimension is multiplied}
 --- @return Tensor
 function M.dequantize(q, options)
   options = options or {}
@@ -141,7 +141,7 @@ function M.dequantize(q, options)
   return out
 end
 
---- Codes of 4 bits, two in a byte.
+--- Packs 4-bit codes, two in each byte.
 --- @param codes Tensor whole numbers -8 to 7, [... K], K even
 --- @return Tensor u8 [... K/2]
 function M.pack4(codes)
@@ -161,7 +161,7 @@ function M.pack4(codes)
   end)
 end
 
--- Scale of each group of 64 and codes of 4 bits, of a weight [rows K] in f32.
+-- Returns the scales of groups of 64 and the 4-bit codes of a weight [rows K] in f32.
 local function quantize4(weight)
   local rows, n = weight:size(1), weight:size(2)
   local codes, scales = {}, {}
@@ -174,10 +174,11 @@ local function quantize4(weight)
   return M.pack4(tensor.cat(codes, 2)), tensor.cat(scales, 2):view(rows, #scales)
 end
 
---- Makes a layer's weight codes and scales by rounding to the nearest, in place; its other values stay.
+--- Quantizes the weight of a layer in place by rounding to the nearest code. Its other values stay.
 --- @param w table {weight = Tensor [N K] or [O kh kw C], ...}
---- @param options table? {format = 'int8', 'fp8' or 'int4' ('int8'), input = Tensor f32 [K]: static codes of x / input,
----   smooth = Tensor f32 [K]: x is divided by it; the layer keeps them. A convolution in 8 bits needs an input}
+--- @param options table? {format = 'int8', 'fp8' or 'int4' ('int8'), input = Tensor f32 [K] for static codes x /
+---   input, smooth = Tensor f32 [K] by which x is divided; the layer keeps both. A convolution in 8 bits needs
+---   `input`}
 function M.quantize_layer(w, options)
   options = options or {}
   local format, input, smooth = options.format or 'int8', options.input, options.smooth
@@ -188,8 +189,8 @@ function M.quantize_layer(w, options)
     base.fail('quant.quantize_layer: a convolution needs an input, the divisor of its codes')
   end
   if input and (smooth or format == 'int4') or smooth and format == 'int4' then
-    base.fail('quant.quantize_layer: ' .. (format == 'int4' and 'int4 takes no codes, so neither input nor smooth' or
-      'input holds the smoothing: give one of both'))
+    base.fail('quant.quantize_layer: ' .. (format == 'int4' and 'int4 does not quantize the input, so give neither input nor smooth' or
+      'input already includes the smoothing: give only one of the two'))
   end
   local codes, scale = tensor.scope(function()
     local weight, divisor = before:to 'f32', input or smooth
@@ -204,7 +205,7 @@ function M.quantize_layer(w, options)
     local q = M.quantize(weight:contiguous():view(shape[1], weight:numel() / shape[1]), { format = format })
     return q.codes:view(shape), q.scale
   end)
-  if rawget(w, 'folded') then M.quantize_layer(w.folded, options) end -- of a convolution that doubles a picture
+  if rawget(w, 'folded') then M.quantize_layer(w.folded, options) end -- the weights of nn.upsample_conv2d
   w.weight, w.scale = tensor.keep(codes), tensor.keep(scale)
   w.input, w.smooth = input and tensor.keep(input), smooth and tensor.keep(smooth)
 end

@@ -1,4 +1,4 @@
---- Settings that are declared once: their names, types, ranges, defaults and help.
+--- Declares settings once: their names, types, ranges, defaults and help.
 --
 --     local settings = schema.new {
 --       { 'video', 'input', required = true, stage = 'input', help = 'video with the face' },
@@ -7,28 +7,28 @@
 --         default = function(s) return s.device == 'cpu' and 'f32' or 'f16' end, default_text = 'f16 on a GPU' },
 --       { 'label', 'flag', default = true, off = 'leave the label out', stage = 'encode' },   -- --no-label
 --     }
---     settings:check('session', { steps = 8 })   -- a typed copy, or one sentence
+--     settings:check('session', { steps = 8 })   -- a checked copy, or one sentence
 --     settings:complete(given)                    -- with the defaults
 --     settings:options()                          -- for cr.tools.cli
 --     settings:markdown()                         -- for the documentation
 --
 -- A row is {name, type, ...}; its fields:
---   stage         which part of a job uses it
---   default       a value, or a function of the settings before it; default_text says it in words
---   min, max      the range of numbers; above, below: the same without the end itself
---   choices       of type 'choice'
---   unit, metavar, help, doc (for the documentation, where help is too short)
+--   stage         the part of a job that uses it
+--   default       a value, or a function of the settings before it; default_text describes it
+--   min, max      the inclusive range of numbers; above, below: exclusive bounds
+--   choices       the values of type 'choice'
+--   unit, metavar, help, doc (longer text for the documentation)
 --   per_person    the value may be a list, one for each person; on the command line the option is repeated
---   off           of a flag that is on by default: help of its negation, which alone is an option
---   negatable     of a flag: both are options
+--   off           for a flag that is on by default: help of its negation, the only option on the command line
+--   negatable     for a flag: the flag and its negation are both options
 --   also          another name that scripts may use
---   script        a function (value): whether a script may give this instead (an object, a table)
---   within        a function (name): where an option of that name belongs if it is one of this setting's values
---   report        false: not part of a report
---   client        'simple' or 'advanced': whom a server serves may set it; a page shows it in this group
+--   script        a function (value) that returns whether a script may pass this instead (an object, a table)
+--   within        a function (name): where an option of that name belongs if it is an option of this setting's values
+--   report        false: left out of reports
+--   client        'simple' or 'advanced': a server's clients may set it, and pages show it in this group
 --
--- Types are those of `schema.types`, a table of their form, or its function `read` alone, which may return
--- nil and what was wanted.
+-- A type is a name in `schema.types`, a table of the same form, or only its function `read`, which may return nil and
+-- a description of valid values.
 
 local errors = require 'cr.errors'
 
@@ -44,9 +44,9 @@ local function file_type(metavar)
   return { metavar = metavar, wanted = 'the name of a file', holds = is_name, read = function(text) return text end }
 end
 
---- The types: `read` makes a value of a command line's word (nil: it is none), `holds` tells whether a script's
---- value is one, `wanted` says what was wanted, `write` gives the word of a value, `code` is the exit status for a
---- word that is none (2).
+--- The types. `read` converts a word of a command line to a value (nil if it is invalid), `holds` returns whether a
+--- script's value is valid, `wanted` describes valid values, `write` formats a value as a word, `code` is the exit
+--- status for an invalid word (2).
 schema.types = {
   int = {
     metavar = 'N', wanted = 'a whole number',
@@ -56,7 +56,7 @@ schema.types = {
   },
   number = {
     metavar = 'X', wanted = 'a number', holds = is_number,
-    -- tonumber alone would also take hexadecimal, nan and inf.
+    -- tonumber alone would also accept hexadecimal, nan and inf.
     read = function(text) return text:match '^[+-]?[%d.]+[eE]?[+-]?%d*$' and tonumber((text:gsub('^%+', ''))) end,
     write = function(value) return ('%.17g'):format(value) end,
   },
@@ -64,8 +64,8 @@ schema.types = {
   flag = { wanted = 'true or false', holds = function(value) return type(value) == 'boolean' end },
   choice = { metavar = 'NAME', holds = is_text, read = function(text) return text end },
   file = file_type 'FILE',
-  input = file_type 'FILE',  -- must be there before anything starts
-  output = file_type 'FILE', -- its folder must be there
+  input = file_type 'FILE',  -- must exist before anything starts
+  output = file_type 'FILE', -- its folder must exist
   folder = file_type 'DIR',
 }
 
@@ -79,7 +79,7 @@ local function type_of(row)
   return found
 end
 
---- Whether a value is in a row's range and one of its choices; else what is wrong and the exit status.
+--- Checks that a value is in a row's range and one of its choices. Returns the problem and the exit status, or nothing.
 local function problem_of(row, value, text)
   if row.choices then
     for _, choice in ipairs(row.choices) do
@@ -96,10 +96,10 @@ local function problem_of(row, value, text)
   end
 end
 
---- A command line's word as a row's value.
+--- Converts a word of a command line to the value of a row.
 --- @param row table
 --- @param text string
---- @return any value nil: the word is wrong
+--- @return any value nil if the word is invalid
 --- @return string? problem
 --- @return integer? code
 function schema.read(row, text)
@@ -118,10 +118,10 @@ local function shown(value)
   return type(value) == 'number' and tostring(value) or 'a ' .. type(value)
 end
 
---- What to say of a name that is no setting: whose it is, or the nearest one that there is.
+--- Returns the end of a message about an unknown setting: where the name belongs, or the most similar setting.
 --- @param rows table[] settings, or options of a command line
 --- @param name string 'eta'
---- @param word string as it was given: '--eta'
+--- @param word string as the user wrote it: '--eta'
 --- @param known string[]
 --- @return string
 function schema.unknown(rows, name, word, known)
@@ -130,7 +130,7 @@ function schema.unknown(rows, name, word, known)
   return #places > 0 and table.concat(places, '; ') or errors.did_you_mean(word, known)
 end
 
--- One value of a script. Returns what is wrong with it.
+-- Checks one value of a script. Returns the problem, or nothing.
 local function problem_with(row, value)
   local kind = type_of(row)
   if row.script and row.script(value) then return nil end
@@ -139,7 +139,7 @@ local function problem_with(row, value)
 end
 
 --- @class Schema
---- @field rows table[] in the order in which they were declared
+--- @field rows table[] in the order of declaration
 --- @field by_name table<string, table>
 local Schema = {}
 Schema.__index = Schema
@@ -157,7 +157,7 @@ function schema.new(rows)
   return self
 end
 
---- The rows of some stages, or of some names, as a schema of their own.
+--- Returns a schema of the rows with certain stages or names.
 --- @param wanted string[] stages or names
 --- @return Schema
 function Schema:only(wanted)
@@ -169,17 +169,17 @@ function Schema:only(wanted)
   return schema.new(rows)
 end
 
---- A script's settings, checked: a copy with each value under its row's name. What is not known is refused with
---- the nearest name; so is a value of another type or out of range.
---- @param where string what asks, before the sentence: 'session'
+--- Checks the settings of a script and returns a copy with each value under its row's name. An unknown name is
+--- refused with the most similar one; a value of the wrong type or out of range is refused, too.
+--- @param where string names the caller in messages: 'session'
 --- @param given table<string, any>
---- @param extra string[]? further names that are passed on as they are
+--- @param extra string[]? further names, whose values are passed on unchecked
 --- @return table
 function Schema:check(where, given, extra)
   local passed, values, names = {}, {}, {}
   for _, name in ipairs(extra or {}) do passed[name] = true end
   for name in pairs(given) do names[#names + 1] = tostring(name) end
-  table.sort(names) -- so that of several mistakes the same one is told every time
+  table.sort(names) -- so that several mistakes always report the same one first
   for _, name in ipairs(names) do
     local value, row = given[name], self.by_name[name]
     if row then
@@ -202,7 +202,7 @@ function Schema:check(where, given, extra)
   return values
 end
 
---- Fills in the defaults, in the rows' order, in place.
+--- Fills in the defaults in place, in the order of the rows.
 --- @param values table<string, any>
 --- @return table values
 function Schema:complete(values)
@@ -224,7 +224,7 @@ local function default_text(row)
   return tostring(row.default)
 end
 
---- The rows as options of cr.tools.cli. Defaults are said, not filled in: complete() does that.
+--- Returns the rows as options of cr.tools.cli. Their help states the defaults, but only complete() fills them in.
 --- @return table[]
 function Schema:options()
   local list = {}
@@ -247,8 +247,8 @@ local function word_of(row, value)
   return kind.write and kind.write(value) or tostring(value)
 end
 
---- Settings as words of a command line.
---- @param values table<string, any> what differs from the defaults
+--- Formats settings as words of a command line.
+--- @param values table<string, any> the settings that differ from the defaults
 --- @return string[]
 function Schema:words(values)
   local words = {}
@@ -266,7 +266,7 @@ function Schema:words(values)
   return words
 end
 
---- Settings for a report: those that are numbers, texts, truth values or lists of them.
+--- Returns the settings for a report: those that are numbers, strings, booleans or lists of them.
 --- @param values table<string, any>
 --- @return table<string, any>
 function Schema:report(values)
@@ -281,7 +281,7 @@ end
 
 -- ---- for a server's clients ------------------------------------------------------------------------
 
--- A client's text never names a file: no slash, and no ending. (Numbers have a digit behind their dot.)
+-- A client's text never names a file: it contains no slash and no ending. In a number, a digit follows the dot.
 local NO_FILE = [[^([^./\\]|\.[0-9])*$]]
 local MOST = 500 -- characters
 
@@ -291,7 +291,7 @@ end
 
 local JSON = { int = 'integer', number = 'number', flag = 'boolean' }
 
---- The rows that a server's client may set, as a schema of their own.
+--- Returns a schema of the rows that a server's clients may set.
 --- @return Schema
 function Schema:for_clients()
   local rows = {}
@@ -301,15 +301,15 @@ function Schema:for_clients()
   return schema.new(rows)
 end
 
---- A client's values, from JSON, checked: numbers and truth values as they are, all else as words of a command line.
+--- Checks a client's values from JSON. Numbers and booleans are taken as they are, everything else as words of a command line.
 --- @param given table<string, any>
---- @return table<string, any>? values nil: one is wrong
+--- @return table<string, any>? values nil if one is wrong
 --- @return string? problem one sentence
---- @return string? name of its row
+--- @return string? name of the row with the problem
 function Schema:read_json(given)
   local values, names = {}, {}
   for name in pairs(given) do names[#names + 1] = tostring(name) end
-  table.sort(names) -- so that of several mistakes the same one is told every time
+  table.sort(names) -- so that several mistakes always report the same one first
   for _, name in ipairs(names) do
     local row, value = self.by_name[name], given[name]
     if not row then
@@ -321,9 +321,9 @@ function Schema:read_json(given)
     if JSON[row[2]] then
       values[name], problem = value, problem_with(row, value)
     elseif type(value) ~= 'string' then
-      problem = shown(value) .. ' is not a text'
+      problem = shown(value) .. ' is not a string'
     elseif #value > MOST or names_file(value) then
-      problem = 'it names a file, or is too long: a name of the list alone can be asked for here'
+      problem = 'it is a file name, or too long: here only a name of the list is allowed'
     else
       values[name], problem = schema.read(row, value)
     end
@@ -332,13 +332,13 @@ function Schema:read_json(given)
   return values
 end
 
--- A default that JSON can say.
+-- Returns a default that JSON can represent.
 local function plain_default(row)
   if type(row.default) == 'function' or type(row.default) == 'table' then return nil end
   return row.default
 end
 
---- The rows as properties of a JSON Schema.
+--- Returns the rows as properties of a JSON Schema.
 --- @return table<string, table>
 function Schema:json_schema()
   local properties = {}
@@ -356,7 +356,7 @@ function Schema:json_schema()
   return properties
 end
 
---- The rows for a page that shows them.
+--- Returns the rows in a form for web pages.
 --- @return table[] {name, type, default, default_text, minimum, maximum, choices, unit, help, doc, group, stage}
 function Schema:describe()
   local list = {}
@@ -371,7 +371,7 @@ function Schema:describe()
   return list
 end
 
---- The rows as lines of a Markdown table: option, meaning.
+--- Returns the rows as lines of a Markdown table: option, meaning.
 --- @return string[]
 function Schema:markdown()
   local lines = {}

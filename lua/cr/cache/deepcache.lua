@@ -1,9 +1,9 @@
---- DeepCache (Ma et al. 2023, arXiv 2312.00858): the deep layers run every so many steps, as in its
---- authors' package with uniform steps; between them only the outer ones do.
+--- DeepCache (Ma et al. 2023, arXiv 2312.00858): the deep layers run only every INTERVAL steps, uniformly spaced as
+--- in its authors' package. The steps in between run only the outer layers.
 --
--- Steps 1, 1 + interval, ... are whole. The others take the input of one of the last layers from the
--- last whole step and run what lies behind it, with the skip connections of their own: at branch 0 the
--- first convolution, the last layer (resnet, attention, motion module) and the output.
+-- Steps 1, 1 + INTERVAL, ... are full steps. Each other step takes the input of one late layer from the last full
+-- step and computes the layers after it, with its own skip connections. At branch 0 it computes the first
+-- convolution, the last layer (resnet, attention, motion module) and the output.
 
 local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
@@ -14,14 +14,14 @@ local M = { help = 'DeepCache: the deep layers run every INTERVAL steps (deepcac
 local DeepCache = wrapper.class 'inner'
 
 function DeepCache:predict(x, i, how)
-  if how and how.branch then error('deepcache cannot stand around another deepcache', 0) end
+  if how and how.branch then error('deepcache cannot wrap another deepcache', 0) end
   local guided, hook = not how or how.guided ~= false, how and how.hook
   local deep, half = self.deep, nil
   local whole = (i - 1) % self.interval == 0 or not deep
   if not whole and deep:size(1) == 2 and not guided then
     half = deep:narrow(1, 2, 1)
   elseif not whole and deep:size(1) == 1 and guided and self.inner.two_halves then
-    whole = true -- the last whole step had no unconditional half
+    whole = true -- the last full step computed no unconditional half
   end
   if not whole then
     self.count 'shallow'
@@ -46,7 +46,7 @@ local function whole_number(text, least)
   return n and n == math.floor(n) and n >= least and n < 2 ^ 31 and n or nil
 end
 
---- The options of 'deepcache:INTERVAL[:BRANCH]'.
+--- Parses the options of 'deepcache:INTERVAL[:BRANCH]'.
 function M.parse(interval, branch, more)
   local options = { interval = whole_number(interval or '3', 1), branch = whole_number(branch or '0', 0) }
   if not options.interval or not options.branch or more then
@@ -56,9 +56,10 @@ function M.parse(interval, branch, more)
   return options
 end
 
---- The denoiser with its deep layers cached.
+--- Wraps a denoiser so that its deep layers are cached.
 --- @param predictor table a denoiser
---- @param options table {interval = integer, branch = integer layers of the way up behind the cached one}
+--- @param options table {interval = integer, branch = integer, how many layers of the up path after the cached one
+---   are computed}
 --- @param count function
 function M.new(predictor, options, count)
   return setmetatable({ inner = predictor, interval = options.interval, branch = options.branch,

@@ -1,17 +1,18 @@
---- FORA's idea (Selvaraju et al. 2024, arXiv 2407.01425): what attentions and feed-forwards add serves for INTERVAL steps.
+--- FORA's idea (Selvaraju et al. 2024, arXiv 2407.01425): the residuals of attention and feed-forward layers are
+--- reused for INTERVAL steps.
 --
--- Steps 1, 1 + INTERVAL, ... are whole, and each layer's share is kept; in the others each layer adds the share that it
--- had. Resnets, whose input is another in each step, are computed always. The paper's networks are transformers; here
--- the UNet's transformers and motion modules are such layers.
+-- Steps 1, 1 + INTERVAL, ... are full steps, which store the residual that each layer adds. In the other steps each
+-- layer adds its stored residual. Resnets are always computed, because their input differs in each step. The paper's
+-- networks are transformers; here the layers are those of the UNet's transformers and motion modules.
 
 local caches = require 'cr.sampling.caches'
 local wrapper = require 'cr.sampling.wrapper'
 
-local M = { help = 'FORA: what attentions and feed-forwards add serves for INTERVAL steps (fora:INTERVAL)' }
+local M = { help = 'FORA: the residuals of attention and feed-forward layers are reused for INTERVAL steps (fora:INTERVAL)' }
 
 local Fora = wrapper.class 'inner'
 
--- (where the halves of guidance part, a layer has two results of one input)
+-- Where the two halves of guidance diverge, a layer has two results for one input.
 local whole = { name = 'fora whole', layer = function(layer, h, compute, memory)
   local y = compute(h)
   if not layer.widens then memory:put(layer, y - h) end
@@ -24,7 +25,7 @@ local again = { name = 'fora again', layer = function(layer, h, compute, memory)
 end }
 
 function Fora:predict(x, i, how)
-  if how and how.hook then error('fora cannot stand around the network with another hook: take one of both', 0) end
+  if how and how.hook then error('fora cannot be combined with another hook around the network: use one of the two', 0) end
   local guided = not how or how.guided ~= false
   local fresh = (i - 1) % self.interval == 0 or guided ~= self.guided
   self.guided = guided
@@ -36,7 +37,7 @@ end
 
 function Fora:free() self.inner:free() end
 
---- The options of 'fora:INTERVAL'.
+--- Parses the options of 'fora:INTERVAL'.
 function M.parse(interval, more)
   local n = tonumber(interval or '2')
   if not n or n ~= math.floor(n) or n < 1 or n >= 2 ^ 31 or more then
@@ -45,7 +46,7 @@ function M.parse(interval, more)
   return { interval = n }
 end
 
---- The denoiser whose layers are asked every so many steps.
+--- Wraps a denoiser so that its layers are computed only every INTERVAL steps.
 --- @param predictor table a denoiser
 --- @param options table {interval = integer}
 --- @param count function

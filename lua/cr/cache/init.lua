@@ -1,15 +1,16 @@
---- Caches over steps, by name: parts of the network's work that a step takes from an earlier one.
+--- Caches over steps, by name: a step reuses parts of an earlier step's work.
 --
--- A cache is a small file around a denoiser: { help, parse(...), new(predictor, options, count) }, or new alone. What
--- new() returns has predict(x, i, how), and free() if it keeps anything: what it lacks is the denoiser's. Without
--- parse(...), options are the values after the name, numbers as numbers. Several combine, the first next to the network:
+-- A cache is a small file that returns { help, parse(...), new(predictor, options, count) }, or only the function new.
+-- The result of `new` wraps a denoiser: it has predict(x, i, how), and free() if it keeps anything; other fields are those
+-- of the denoiser. Without parse(...), the options are the values after the name, with numbers converted. Caches can be
+-- nested; the first in a plan is next to the network:
 --
 --     local plan = cache.plan 'deepcache:3,tea:0.2'
 --     local unet = guidance.wrap(cache.wrap(model:denoiser(...), plan), g)
 --
--- A file of one's own serves by its path: './mine.lua:VALUE:VALUE'; a session takes such a table or function, too. A cache
--- of single layers asks with a hook around them (models/networks/unet3d_hook.lua), as fora.lua does;
--- scripts/examples/my_cache.lua is one to copy.
+-- Your own file is named by its path: './mine.lua:VALUE:VALUE'; a session also takes such a table or function. A cache of
+-- single layers uses a hook around them (models/networks/unet3d_hook.lua), as fora.lua does; scripts/examples/my_cache.lua
+-- is an example to copy.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -19,7 +20,7 @@ local M = {}
 
 local FOLDER = cr.root .. '/lua/cr/cache'
 
---- The names of all caches, sorted.
+--- Returns the names of all caches, sorted.
 --- @return string[]
 function M.names() return require 'cr.files'.modules(FOLDER) end
 
@@ -41,25 +42,25 @@ end
 
 local function module_of(name)
   if name:find '%.lua$' then return own('cache file ' .. name, 'cache file ' .. name .. ' must return', user_file.run('cache', name)) end
-  if name == '' then error('a cache is missing: deepcache:3, tea:0.2, or both with a comma', 0) end
+  if name == '' then error('the name of a cache is missing: write deepcache:3, tea:0.2, or both with a comma', 0) end
   local names = M.names()
   for _, other in ipairs(names) do if other == name then return require('cr.cache.' .. name) end end
   error(("there is no cache '%s': %s (%s)"):format(name, require 'cr.errors'.did_you_mean(name, names, ''), table.concat(names, ', ')), 0)
 end
 
---- What a cache is, or a list of all.
+--- Describes one cache, or lists all.
 --- @param name string? or a .lua file
 --- @return string
 function M.help(name)
   local lines = {}
   if name ~= nil and type(name) ~= 'string' then error(('cache.help needs a name as text, not a %s'):format(type(name)), 0) end
   for _, other in ipairs(name and { name } or M.names()) do
-    lines[#lines + 1] = ('%s: %s'):format(other, module_of(other).help or 'says nothing of itself')
+    lines[#lines + 1] = ('%s: %s'):format(other, module_of(other).help or 'has no description')
   end
   return table.concat(lines, '\n')
 end
 
--- What a user's cache made, with the inner one's fields where it has none, and its predictions checked.
+-- Wraps what a user's cache made: it checks predictions, and other fields fall back on the inner denoiser.
 local Own = {}
 function Own:__index(key)
   local value = Own[key]
@@ -81,11 +82,11 @@ end
 
 function Own:free()
   local free = self.made.free
-  if type(free) == 'function' and free ~= self.inner.free then free(self.made) end -- (or it has the inner one's by __index)
+  if type(free) == 'function' and free ~= self.inner.free then free(self.made) end -- unless it is the inner one's, by __index
   self.inner:free()
 end
 
--- What a module makes of a predictor.
+-- Returns what a module makes of a predictor.
 local function made(entry, inner, count)
   local module = entry.module
   local cache = module.new(inner, entry.options, count)
@@ -97,7 +98,7 @@ local function made(entry, inner, count)
   return setmetatable({ made = cache, inner = inner, where = module.own }, Own)
 end
 
---- What a text such as 'deepcache:3:0,tea:0.2' asks for; every mistake in it is an error here.
+--- Parses a plan such as 'deepcache:3:0,tea:0.2' and raises an error for every mistake in it.
 ---
 ---     local plan = cache.plan 'fora:2,tea:0.1'
 --- @param asked string|table|function a text; or what a cache's file may return; or a plan
@@ -105,11 +106,11 @@ end
 function M.plan(asked)
   if type(asked) == 'table' and type(asked.text) == 'string' then return asked end
   if type(asked) == 'table' or type(asked) == 'function' then
-    local module = own('cache', "a cache is text such as 'deepcache:3,tea:0.2', a plan, or", asked)
+    local module = own('cache', "a cache is a string such as 'deepcache:3,tea:0.2', a plan, or", asked)
     return { text = 'own', { module = module, options = module.parse() } }
   end
   if type(asked) ~= 'string' then
-    error(("cache: a plan is text such as 'deepcache:3,tea:0.2', not %s"):format(asked == nil and 'nil' or 'a ' .. type(asked)), 0)
+    error(("cache: a plan is a string such as 'deepcache:3,tea:0.2', not %s"):format(asked == nil and 'nil' or 'a ' .. type(asked)), 0)
   end
   local text = asked
   local plan = { text = text }
@@ -126,10 +127,10 @@ function M.plan(asked)
   return plan
 end
 
---- The denoiser with the plan's caches around it.
+--- Wraps a denoiser with the caches of a plan.
 --- @param predictor table
---- @param plan table?  from plan(); nil: none
---- @param counts table? to which the numbers of steps are added, by kind: full, shallow, reused
+--- @param plan table? from plan(); nil: no cache
+--- @param counts table? counters to which the numbers of full, shallow and reused steps are added
 --- @return table
 function M.wrap(predictor, plan, counts)
   counts = counts or {}
@@ -141,7 +142,7 @@ function M.wrap(predictor, plan, counts)
   return predictor
 end
 
-local name = arguments.one_of(M.names) -- which these judge themselves
+local name = arguments.one_of(M.names) -- the functions check the value themselves
 return arguments.guard('cache.', M, {
   names = {}, help = { name }, plan = { name }, wrap = { arguments.table, arguments.any, arguments.maybe(arguments.table) },
 })

@@ -1,18 +1,18 @@
---- A cache that the distance of inputs triggers, after TeaCache (Liu et al. 2024, arXiv 2411.19108):
---- as long as the latents have changed little, the last prediction serves again.
+--- A cache after TeaCache (Liu et al. 2024, arXiv 2411.19108): while the latents have changed little, the last
+--- prediction is reused.
 --
--- The relative change |x - before| / |before| (means) of one step's latents to the next is added up;
--- below the threshold the network is not asked, else it is and the sum begins anew. The first and the
--- last step are always computed. TeaCache measures the first layer's modulated input and fits the
--- distance to the output's; here the latents serve as they are, so thresholds are not the paper's.
--- The distance has to be read from the device, which waits for the step before.
+-- The relative L1 change of the latents from step to step, mean |x - before| / mean |before|, is accumulated. While
+-- the sum is below the threshold, the prediction is reused; otherwise the network is called and the sum starts again
+-- from 0. The first and the last step are always computed. TeaCache measures the modulated input of the first layer
+-- and fits its change to that of the output. Here the latents themselves are measured, so thresholds differ from the
+-- paper's. Reading the change from the device waits for the previous step.
 
 local caches = require 'cr.sampling.caches'
 local cr = require 'cr'
 local held = require 'cr.sampling.held'
 local wrapper = require 'cr.sampling.wrapper'
 
-local M = { help = 'TeaCache: the last prediction serves until the latents have moved by THRESHOLD (tea:THRESHOLD)' }
+local M = { help = 'TeaCache: the last prediction is reused until the latents have changed by THRESHOLD (tea:THRESHOLD)' }
 
 local Tea = wrapper.class 'inner'
 
@@ -24,7 +24,7 @@ local function distance(x, before)
 end
 
 function Tea:predict(x, i, how)
-  if how and how.branch then error('tea must stand around deepcache, not within: deepcache:...,tea:...', 0) end
+  if how and how.branch then error('tea must wrap deepcache, not the reverse: write deepcache:...,tea:...', 0) end
   local guided = not how or how.guided ~= false
   local moved = self.before and i > 1 and distance(x, self.before)
   held.put(self, 'before', x)
@@ -45,7 +45,7 @@ function Tea:free()
   self.inner:free()
 end
 
---- The options of 'tea:THRESHOLD'.
+--- Parses the options of 'tea:THRESHOLD'.
 function M.parse(threshold, more)
   local value = tonumber(threshold)
   if not value or not (value >= 0 and value < math.huge) or more then
@@ -54,7 +54,7 @@ function M.parse(threshold, more)
   return { threshold = value }
 end
 
---- The denoiser, asked only where the latents have moved.
+--- Wraps a denoiser so that it is called only when the latents have changed enough.
 --- @param predictor table a denoiser, or a cache around one
 --- @param options table {threshold = number}
 --- @param count function

@@ -1,19 +1,19 @@
---- Which nodes of a graph are done together: conv -> normalization -> activation -> sum -> activation.
+--- Decides which nodes of a graph are fused: conv -> normalization -> activation -> sum -> activation.
 --
--- A node whose only user is the next one may run as late as that one does, so a group runs where its last node stood.
--- The first node stands for the group; `fused` says what it takes along:
+-- A node with a single user may run as late as that user, so a fused group runs at the place of its last node. The
+-- first node represents the group, and its field `fused` lists the rest:
 --
 --     {affine = node, act = ACT, residual = index among its inputs, sum = node, late = ACT, between = values}
 --     ACT = {act = 'relu' | 'relu6' | 'sigmoid' | 'prelu', slope = value or number, node = node}
 --
--- A convolution does `affine`, `act` and `residual`, in this order; `late` is done on its result, by whoever runs it.
--- Nothing here knows shapes: a row that finds that a part does not fit does that node as a step of its own, on what
--- stands for the values between.
+-- A convolution applies `affine`, `act` and `residual`, in this order; the caller applies `late` to its result.
+-- Shapes are unknown here: a row that finds that a part does not fit runs that node as a separate step, on the values
+-- listed in `between`.
 
 local IN_CONV = { relu = true, relu6 = true, prelu = true }
-local CONV_INPUTS = 3 -- x, weight, bias; what is taken along stands behind
+local CONV_INPUTS = 3 -- x, weight, bias; inputs of fused nodes follow them
 
--- The groups by their first nodes; dropped: nodes that belong to another's group.
+-- Returns the groups by their first nodes, and the set of nodes that belong to the group of another node.
 return function(nodes, outputs)
   local users = {}
   for _, node in ipairs(nodes) do
@@ -26,7 +26,7 @@ return function(nodes, outputs)
   end
   for _, v in ipairs(outputs) do users[v] = { 'output', 'output' } end
 
-  -- The node that alone uses a node's one result.
+  -- Returns the only user of the single result of a node.
   local function next_of(node)
     for i = 2, #node.outputs do
       if node.outputs[i] and users[node.outputs[i]] then return nil end

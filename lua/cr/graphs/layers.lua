@@ -1,4 +1,4 @@
---- Convolutions as the steps of a graph, with what is folded into them (cr.graphs.fuse).
+--- Convolutions as steps of a graph, with the nodes that are fused into them (cr.graphs.fuse).
 
 local nn = require 'cr.nn'
 local tensor = require 'cr.tensor'
@@ -13,28 +13,28 @@ local function same(a, b)
 end
 layers.same = same
 
--- The places of a slope [C], [C 1 1], [1 C 1 1] or of one number for channels of a result [N C ...]; nil: it is another.
+-- Returns whether a slope is by channel, [C], [C 1 1], [1 C 1 1] or a single number, for a result [N C ...].
 local function is_by_channel(slope, shape)
   local n = 1
   for _, size in ipairs(slope) do n = n * size end
   if n == 1 then return true end
   if n ~= shape[2] then return false end
-  -- One dimension alone aligns with the last one by the rule of broadcasting; old exporters mean channels by it.
+  -- By the rules of broadcasting a single dimension aligns with the last one, but old exporters mean the channels.
   if #slope == 1 then return #shape == 2 or shape[#shape] ~= n end
   return slope[#slope - #shape + 2] == n
 end
 layers.is_by_channel = is_by_channel
 
---- A slope as PReLU's [C].
+--- Expands a slope to [C], as PReLU takes it.
 function layers.slope_vector(slope, channels)
   return slope:reshape(-1):expand(channels):contiguous()
 end
 
---- act(convolution + bias) + residual of an input that was given channels-last.
+--- act(convolution + bias) + residual of an input that is channels-last.
 --- @param n table the node
---- @param o table {weight and bias = functions that make them (bias may be nil) of the inputs `sources`; stride, padding, dilation,
---- groups as nn.conv2d's; shape = the result's, as n:shape gives it, and its channels; lie = function(n, i): gives input i, a
---- residual, in the result's layout}
+--- @param o table {weight, bias = functions that compute them from the inputs `sources` (bias may be nil); stride,
+---   padding, dilation, groups as for nn.conv2d; shape and channels of the result, the shape as n:shape returns it;
+---   lie = function(n, i) that feeds input i, a residual, in the layout of the result}
 --- @return function run(x, weight, bias, slope, residual)
 function layers.convolution(n, o)
   local fused = n.fused
@@ -74,8 +74,8 @@ function layers.convolution(n, o)
   end
 end
 
---- x above 0, slope * x below, of a slope that `steep` says of: whether all of it is neither 0 nor above 1. Then it is the
---- greater of both; (an infinity times 0 is none.)
+--- PReLU: x where x > 0, else slope * x. `steep` says whether all slopes are in (0, 1]; then the result is the
+--- maximum of x and slope * x. A slope of 0 is excluded because infinity * 0 is nan.
 function layers.prelu(x, slope, steep)
   if not steep then
     local below, y = x:minimum(0), x:relu()
@@ -85,14 +85,14 @@ function layers.prelu(x, slope, steep)
   return x:maximum(y, y)
 end
 
---- Whether layers.prelu's short way is right for a slope, a number or a constant.
+--- Returns whether all slopes, of a number or a constant, are in (0, 1], so that layers.prelu may use a maximum.
 function layers.is_steep(slope)
   if type(slope) == 'number' then return slope ~= 0 and slope <= 1 end
   return tensor.scope(function() return slope:max():item() <= 1 and not slope:eq(0):max():item() end)
 end
 
---- Gives slopes by channels, input i of a node, for x whose last dimensions are [W C], repeated for a row of pixels so that
---- the inner loops are long.
+--- Feeds input i of a node, slopes by channel, for x with the last dimensions [W C]. The slopes are repeated for a
+--- row of pixels, so that the inner loops are long.
 --- @return function run(x, slopes)
 function layers.feed_prelu(n, i, width, channels)
   local steep = layers.is_steep(n:constant(i))

@@ -1,7 +1,7 @@
---- What a row's `make` is given: one node with the shapes, constants and attributes that are known when a plan is made.
+--- The argument of a row's `make`: one node, with the shapes, constants and attributes that are known when a plan is made.
 --
--- Shapes are the file's own order ([N C H W]); tensors may lie channels-last ([N H W C]). `any`, `plain`, `last` and `extra`
--- say, in order, what the function that `make` returns will be given.
+-- Shapes are in the file's order ([N C H W]); tensors may be stored channels-last ([N H W C]). Calls of `any`,
+-- `plain`, `last` and `extra` declare, in order, the arguments of the function that `make` returns.
 
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
@@ -11,7 +11,7 @@ local M = {}
 local node = {}
 node.__index = node
 
---- The order of dimensions that makes a picture channels-last, or (last false) that takes it back.
+--- Returns the permutation that makes a picture channels-last, or with `last` false the inverse.
 function M.order(rank, last)
   local order = { 1 }
   if last then
@@ -24,7 +24,7 @@ function M.order(rank, last)
   return order
 end
 
---- The shape in the file's order.
+--- Converts a shape to the file's order.
 function M.logical(shape, last)
   if not last then return shape end
   local out = { shape[1], shape[#shape] }
@@ -32,7 +32,7 @@ function M.logical(shape, last)
   return out
 end
 
---- Raises what is wrong with the node; the runner puts its name in front. Strings may be the file's own.
+--- Raises a sentence about the node; the runner puts the node's name before it. String values may come from the file.
 function node:fail(format, ...)
   local values = { ... }
   for i, v in ipairs(values) do
@@ -41,7 +41,7 @@ function node:fail(format, ...)
   error(format:format(unpack(values)), 0)
 end
 
---- Refuses a result (or what is made on the way) with more elements than a graph of these inputs may have.
+--- Refuses a result or an intermediate tensor with more elements than a graph of these inputs may have.
 --- @param shape number[]
 --- @return number[] shape
 function node:room(shape)
@@ -57,7 +57,7 @@ function node:room(shape)
   return shape
 end
 
---- Whether input i is given.
+--- Returns whether input i is present.
 function node:has(i)
   local v = self.inputs[i]
   return v ~= nil and v ~= false
@@ -67,7 +67,7 @@ function node:state(i)
   local v = self.inputs[i]
   if not v then self:fail('input %d is missing', i) end
   local s = self.states[v]
-  if not s then self:fail('input %d (%s) cannot be had', i, v.name) end
+  if not s then self:fail('input %d (%s) is not available', i, v.name) end
   return s
 end
 
@@ -75,26 +75,26 @@ function node:shape(i) return { unpack(self:state(i).shape) } end
 function node:rank(i) return #self:state(i).shape end
 function node:dtype(i) return self:state(i).dtype end
 
---- Whether the numbers of input i are known now.
+--- Returns whether the values of input i are known when the plan is made.
 function node:is_constant(i) return self:has(i) and self:state(i).constant ~= nil end
 
---- The constant that input i is, on the CPU; nil if it is not given. If it depends on the graph's inputs, these become
---- part of what a plan is made for.
+--- Returns the constant that input i is, on the CPU, or nil if it is not present. If it depends on the graph's
+--- inputs, their values become part of the key of the plan.
 function node:constant(i)
   if not self:has(i) then return nil end
   local s = self:state(i)
   if s.constant then return s.constant end
   error({ need = s.from, what = self.node.what,
-    text = ('input %d (%s) must be known before the run, and depends on what the graph computes'):format(i, self.inputs[i].name) }, 0)
+    text = ('input %d (%s) must be known before the run, but the graph computes it'):format(i, self.inputs[i].name) }, 0)
 end
 
---- Its numbers as a flat list.
+--- Returns the numbers of input i as a flat list.
 function node:numbers(i)
   local t = self:constant(i)
   return t and tensor.scope(function() return t:reshape(-1):tolist() end)
 end
 
---- Its one number.
+--- Returns the single number of input i.
 function node:number(i, default)
   local list = self:numbers(i)
   if not list then return default end
@@ -114,7 +114,7 @@ local function typed(kind)
 end
 node.attribute, node.text = typed 'number', typed 'string'
 
---- A list of numbers, or nil.
+--- Returns an attribute that is a list of numbers, or nil.
 function node:list(name)
   local v = self.node.attributes[name]
   if v == nil then return nil end
@@ -122,7 +122,7 @@ function node:list(name)
   return v
 end
 
---- A list that is an attribute in older operator sets and input i in newer ones.
+--- Returns a list that is an attribute in older operator sets and input i in newer ones.
 function node:list_or(name, i)
   if self:has(i) then return self:numbers(i) end
   return self:list(name)
@@ -130,21 +130,21 @@ end
 
 -- ---- layouts ----------------------------------------------------------------------------------
 
---- Dimension (from 1) of a tensor for axis `a` (from 0, negative from the end) of the file's order.
+--- Converts axis `a` of the file's order (from 0, negative from the end) to a dimension of a tensor (from 1).
 function M.dim(a, rank, last)
   if not last then return a + 1 end
   if a == 0 then return 1 end
   return a == 1 and rank or a
 end
 
---- Axis `a` made positive and checked.
+--- Returns axis `a` as a non-negative number, after checking it.
 function node:axis(a, rank)
   local k = a < 0 and a + rank or a
   if k < 0 or k >= rank or k % 1 ~= 0 then self:fail('there is no axis %s of %d', tostring(a), rank) end
   return k
 end
 
---- Whether input i lies channels-last.
+--- Returns whether input i is stored channels-last.
 function node:is_last(i) return self:state(i).last or false end
 
 function node:feed(state)
@@ -152,31 +152,31 @@ function node:feed(state)
   return state
 end
 
---- Gives input i as it lies; the results lie the same way. Returns whether that is channels-last.
+--- Feeds input i in its current layout; the results have the same layout. Returns whether it is channels-last.
 function node:any(i)
   local s = self:feed(self:state(i))
   self.lasts = s.last or false
   return self.lasts
 end
 
---- Gives input i in the file's order; results are in it.
+--- Feeds input i in the file's order; the results are in that order, too.
 function node:plain(i)
   self:feed(self.plan:converted(self:state(i), false))
   self.lasts = false
 end
 
---- Gives input i channels-last; results are so too.
+--- Feeds input i channels-last; the results are channels-last, too.
 function node:last(i)
   self:feed(self.plan:converted(self:state(i), true))
   self.lasts = true
 end
 
---- Gives a constant.
+--- Feeds a constant.
 --- @param t Tensor
 --- @param pure boolean? whether it is the same for all input sizes
 function node:extra(t, pure) self:feed { constant = t, shape = t.shape, dtype = t.dtype, pure = pure } end
 
--- Gives a constant that fn makes, or nil; it is remembered in `cache` and belongs to `owner`.
+-- Feeds a constant that fn makes, or nothing if fn returns nil. It is stored in `cache`, and the list `owned` owns it.
 local function remembered(self, cache, owned, key, fn, pure)
   if cache[key] == nil then
     local t = tensor.scope(fn)
@@ -187,8 +187,9 @@ local function remembered(self, cache, owned, key, fn, pure)
   return cache[key] ~= false
 end
 
---- Gives a constant made by fn of the inputs `sources` (numbers), once for all plans if these are the same in all of them.
---- @return boolean false: fn made none
+--- Feeds a constant that fn makes from the inputs with the numbers `sources`. It is made once for all plans if these
+--- inputs are the same in all of them.
+--- @return boolean false if fn returned nil
 function node:once(key, sources, fn)
   local pure = true
   for _, i in ipairs(sources) do pure = pure and (not self:has(i) or self:state(i).pure or false) end
@@ -196,10 +197,10 @@ function node:once(key, sources, fn)
   return remembered(self, self.node.cache, self.plan.net.owned, key, fn, true)
 end
 
---- Gives a constant made by fn that depends on sizes: each plan has its own.
+--- Feeds a constant made by fn that depends on the sizes, so each plan has its own.
 function node:sized(key, fn) return remembered(self, {}, self.plan.owned, key, fn, false) end
 
---- Gives inputs that are combined with NumPy's broadcasting, in one layout, as tensors of one rank.
+--- Feeds inputs for NumPy broadcasting, in one layout, as tensors of equal rank.
 function node:broadcast(list)
   local rank, last = 0, false
   for _, i in ipairs(list) do rank = math.max(rank, self:rank(i)) end
@@ -220,7 +221,7 @@ function node:broadcast(list)
   self.lasts = last
 end
 
---- Gives input i with ones in front up to a rank, in a layout.
+--- Feeds input i in a layout, with leading dimensions of 1 up to a rank.
 function node:aligned(i, rank, last)
   local s = self:state(i)
   if not last then return self:feed(self.plan:converted(s, false)) end
@@ -236,10 +237,10 @@ function node:aligned(i, rank, last)
   return self:feed(made)
 end
 
---- Gives nothing in an input's place.
+--- Feeds false in place of an absent input.
 function node:nothing() self:feed(false) end
 
---- Does another node of the group on the result, as a step of its own.
+--- Runs another node of the fused group on the result, as a separate step.
 function node:after(other)
   self.afters[#self.afters + 1] = function(results)
     local before, states = results[1], setmetatable({}, { __index = self.states })

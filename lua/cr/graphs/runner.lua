@@ -1,16 +1,17 @@
---- Graphs of other programs' files, run by cr's operations: what their readers share.
+--- Runs graphs from TFLite and ONNX files by cr's operations; the readers of both formats share it.
 --
--- A reader gives values and nodes in running order; each node has a row, which says how its operator is done:
+-- A reader supplies values and nodes in topological order. Each node has a row, which says how its operator is computed:
 --
 --     row = { make = function(n) ... return run end, kind = 'conv' | 'affine' | 'add' | nil, act = function(node) ... end }
 --
--- `make` sees the inputs' shapes and constants (cr.graphs.node), says which inputs `run` is given and in which layout,
--- and returns `run`, which maps tensors to tensors. So a plan is made for each set of input sizes, once, by running the
--- graph: shapes are those of the results, what depends on constants and shapes alone is computed then and never again.
--- A run of the plan is its list of steps; on a card it is recorded (cr.graph). Values are freed after their last use.
+-- `make` sees the shapes and constants of the inputs (cr.graphs.node), declares which inputs `run` takes in which
+-- layout, and returns `run`, which maps tensors to tensors. A plan is made once for each set of input sizes by
+-- running the graph: shapes are taken from the results, and what depends only on constants and shapes is computed
+-- then and never again. Running a plan executes its list of steps; on a card it is recorded (cr.graph). Values are
+-- freed after their last use.
 --
--- What follows a convolution is folded into it: normalization by constants, activations, a sum. Pictures
--- are channels-last inside, whatever the file's layout; a step that needs the other one gets it, once a value.
+-- Normalization by constants, activations and a sum that follow a convolution are fused into it. Pictures are
+-- channels-last internally, whatever the file's layout. A value is converted once if a step needs the other layout.
 
 local base = require 'cr.ffi'
 local node_context = require 'cr.graphs.node'
@@ -20,14 +21,14 @@ local C = base.C
 
 local runner = {}
 
-local MAX_PLANS = 8 -- input sizes remembered
-local MOST, MOST_TIMES = 2 ^ 27, 4096 -- elements of a result: so many, and so many times those of the inputs
-local MAX_FIXED = 4096 -- elements of an input whose numbers may decide shapes
+local MAX_PLANS = 8 -- plans kept, one for each set of input sizes
+local MOST, MOST_TIMES = 2 ^ 27, 4096 -- a result has at most so many elements, and so many times those of the inputs
+local MAX_FIXED = 4096 -- elements of an input whose values may determine shapes
 
 --- @class cr.graphs.value
 --- @field name string
---- @field load (fun(): Tensor)? makes the constant that it is
---- @field constant Tensor? that constant, once it was needed
+--- @field load (fun(): Tensor)? loads the value if it is a constant
+--- @field constant Tensor? the constant, once it was loaded
 
 --- @class cr.graphs.net
 --- @field path string
@@ -41,7 +42,7 @@ runner.net = net
 
 local function count(t) return tonumber(C.cr_numel(t.c)) end
 
--- A second hold on a tensor: a step's result is an object of its own.
+-- Returns a second tensor object that shares the storage, so that a step's result can be freed on its own.
 local function share(t)
   local out = tensor.new()
   return tensor.filled(out, C.cr_share(out.c, t.c))
@@ -60,7 +61,7 @@ function plan_meta:slot()
   return self.slots
 end
 
---- The tensor of a state for a step that runs on the device.
+--- Returns the tensor of a state for a step that runs on the device.
 function plan_meta:given(state)
   if state.tensor then return state.slot, state.tensor end
   if not state.slot then
@@ -70,8 +71,8 @@ function plan_meta:given(state)
   return state.slot, self.ready[state.slot]
 end
 
--- Runs fn on tensors, in a scope of its own, with results that are objects of their own; second: whether there is one
--- result, which fn made.
+-- Runs fn on tensors in its own scope and returns its results as separate objects, and whether there is a single
+-- result that fn made.
 local function call(fn, given, n)
   local alone = true
   local results = tensor.scope(function()
@@ -90,7 +91,7 @@ local function call(fn, given, n)
   return results, alone
 end
 
--- The same of a step with one result that it makes, by the number of its inputs: what a run is made of, so without tables.
+-- The same for a step with a single new result, by the number of inputs. Runs consist of these, so they use no tables.
 local call_alone = {
   [0] = function(fn) return tensor.scope(fn) end,
   function(fn, ins, slots) return tensor.scope(fn, slots[ins[1]]) end,
@@ -98,12 +99,12 @@ local call_alone = {
   function(fn, ins, slots) return tensor.scope(fn, slots[ins[1]], slots[ins[2]], slots[ins[3]]) end,
 }
 
--- The same of one that makes nothing besides: it needs no scope.
+-- The same for a step that makes no other tensor and so needs no scope.
 local function call_bare(fn, ins, slots) return (fn(slots[ins[1]], slots[ins[2]], slots[ins[3]], slots[ins[4]], slots[ins[5]])) end
 
---- Adds a step and runs it. Gives the states of its results.
+--- Adds a step, runs it, and returns the states of its results.
 --- @param fn function
---- @param inputs table states, false where there is none
+--- @param inputs table states, false for an absent input
 --- @param last boolean whether the results are channels-last
 --- @param bare boolean? whether fn takes at most five inputs and makes no tensor but its one result
 function plan_meta:step(fn, inputs, last, bare)
@@ -136,7 +137,7 @@ function plan_meta:step(fn, inputs, last, bare)
   return states
 end
 
---- The state in the other layout.
+--- Returns the state in the other layout.
 function plan_meta:converted(state, last)
   if (state.last or false) == last or #state.shape < 3 then return state end
   if state.other then return state.other end
@@ -148,7 +149,7 @@ function plan_meta:converted(state, last)
   return made
 end
 
---- Lets go of what a value holds; the plan does so after the same step.
+--- Releases the tensor of a value, and adds the release to the plan after the current step.
 function plan_meta:release(state)
   local step = self.steps[#self.steps]
   for _, s in ipairs { state, state.other } do
@@ -167,10 +168,10 @@ local function fail_in(self, node, err)
   error(('%s: %s: %s'):format(self.path, node.what, text), 0)
 end
 
--- Activations that overwrite a result which nobody else holds.
+-- Activations that are computed in place on a result with no other user.
 local IN_PLACE = { relu = C.CR_RELU, sigmoid = C.CR_SIGMOID }
 
--- The states of a node's results.
+-- Runs a node and returns the states of its results.
 local function run_node(plan, states, node)
   local self = plan.net
   if node.folded then
@@ -201,9 +202,9 @@ local function run_node(plan, states, node)
   end)
   if not ok then fail_in(self, node, results) end
   for i, v in ipairs(node.outputs) do
-    if v and not results[i] then fail_in(self, node, ('its result %d is not handled'):format(i)) end
+    if v and not results[i] then fail_in(self, node, ('its output %d is not handled'):format(i)) end
   end
-  -- What depends on no input and no size is computed once for all plans.
+  -- A result that depends neither on inputs nor on sizes is computed once for all plans.
   local pure = true
   for _, v in ipairs(node.inputs) do pure = pure and (not v or states[v].pure or false) end
   if pure then
@@ -246,7 +247,7 @@ local function build(self, given, fixed)
     for i, v in ipairs(node.outputs) do
       if v then states[v] = results[i] end
     end
-    -- What nobody will use any more goes: results too, where nobody wants them.
+    -- Values without further users are released, unused results included.
     for _, list in ipairs { node.inputs, node.outputs } do
       for _, v in ipairs(list) do
         local s = v and rawget(states, v)
@@ -305,7 +306,7 @@ local function compute(plan, ...)
   return unpack(out)
 end
 
--- The key of inputs: sizes, and the numbers of those that decide shapes.
+-- Returns the key of a plan: the sizes of the inputs, and the values of those inputs that determine shapes.
 local function key_of(self, given)
   local parts = {}
   for i, t in ipairs(given) do
@@ -332,7 +333,7 @@ local function forget_oldest(self)
   self.plans[key] = nil
 end
 
--- Makes a plan; an input whose numbers are asked for becomes fixed, and the plan is made anew.
+-- Makes a plan. If a node asks for the values of an input, that input becomes part of the key, and the plan is made again.
 local function planned(self, given)
   for _ = 0, #self.entries do
     local key = key_of(self, given)
@@ -381,7 +382,7 @@ function net:compute(given)
   return unpack(results, 2)
 end
 
---- The constant that a value is, on the CPU, or nil.
+--- Returns the constant that a value is, on the CPU, or nil.
 function net:constant(v)
   if not v.constant and v.load then v.constant = self:own(v.load()) end
   return v.constant
@@ -394,9 +395,9 @@ function net:own(t)
   return t
 end
 
---- A constant as it is used on the device: floats of the network's dtype.
+--- Returns a constant on the device, with floats in the network's dtype.
 --- @param t Tensor
---- @param owned table? the list that it goes to: it is of one plan, and not remembered
+--- @param owned table? the list that owns it, for a constant of one plan, which is not cached
 function net:on_device(t, owned)
   local there = not owned and self.moved[t]
   if there then return there end
@@ -413,18 +414,20 @@ function net:on_device(t, owned)
   return there
 end
 
---- Frees the weights and plans; the network cannot run any more. Twice is fine.
+--- Frees the weights and plans. The network cannot run afterwards. Calling it twice is allowed.
 function net:free()
   for _, plan in pairs(self.plans or {}) do free_plan(plan) end
   for _, t in ipairs(self.owned) do t:free() end
   self.plans, self.owned = nil, {}
 end
 
---- A network of values and nodes. Each node: {op, what = its name in messages, row, inputs = (value or false)[], outputs}.
+--- Makes a network of values and nodes. Each node is {op, what = its name in messages, row, inputs = (value or
+--- false)[], outputs}.
 --- @generic T
---- @param class T what the network is, with net's methods behind
---- @param self table {path, entries and results = the values that go in and come out, nodes, device = 'cpu', dtype = nil (of
---- floats that are f32), threads = nil, record = whether a card's work is recorded}, and what the class wants; becomes the network
+--- @param class T the metatable of the network, which inherits from `net`
+--- @param self table {path, entries = input values, results = output values, nodes, device = 'cpu', dtype = nil
+---   (replaces f32), threads = nil, record = whether work on a card is recorded}, and further fields of the class;
+---   becomes the network
 --- @return T
 function runner.new(class, self)
   self.device = self.device or 'cpu'

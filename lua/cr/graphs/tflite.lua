@@ -1,7 +1,7 @@
---- TFLite graphs, run: the rows of its operators for cr.graphs.runner.
+--- Runs TFLite graphs: the rows of their operators for cr.graphs.runner.
 --
--- `tflite.open(path)` reads and checks the file (cr.graphs.tflite_file); `net:run(x)` runs it. Layout is TFLite's
--- own, NHWC, which is ours; float16 weights become float32 while loading.
+-- `tflite.open(path)` reads and checks the file (cr.graphs.tflite_file); `net:run(x)` runs it. The layout is
+-- TFLite's, NHWC, as everywhere here. float16 weights become float32 on loading.
 
 local graph = require 'cr.graphs.tflite_file'
 local layers = require 'cr.graphs.layers'
@@ -17,7 +17,7 @@ local tflite = {}
 
 local rows = {}
 
---- A constant's numbers; `r` is the file's reader.
+--- Loads a constant; `r` is the reader of the file.
 local function load_constant(r, v)
   return tensor.scope(function()
     local t = tensor.empty(v.shape, { dtype = v.dtype })
@@ -43,7 +43,7 @@ rows.CONV_2D = conv_of(function(w) return w:clone() end)
 -- Depthwise weights [1 kh kw C] are the grouped convolution's [C kh kw 1].
 rows.DEPTHWISE_CONV_2D = conv_of(function(w) return w:permute(4, 2, 3, 1):contiguous() end)
 
---- An operator on one tensor.
+--- Makes the row of a unary operator.
 local function unary(act, fn)
   return { make = function(n)
     n:any(1)
@@ -102,7 +102,7 @@ end }
 
 local OWN_ACT = { relu = 'RELU', relu6 = 'RELU6' }
 
---- The file's nodes with their rows; an operator's own activation becomes a node behind it.
+--- Returns the file's nodes with their rows. The fused activation of an operator becomes a separate node after it.
 local function nodes_of(g)
   local nodes = {}
   for _, node in ipairs(g.nodes) do
@@ -129,7 +129,7 @@ end
 local net = setmetatable({}, { __index = runner.net })
 net.__index = net
 
--- Whether several inputs can lie one after another in the first dimension: all that is computed has one entry there.
+-- Returns whether several inputs can be stacked along the first dimension: all computed values have size 1 there.
 local function takes_several(g)
   for _, node in ipairs(g.nodes) do
     if node.op == 'CONCATENATION' and node.dim == 1 or node.op == 'PAD' and (node.before[1] > 0 or node.after[1] > 0) then
@@ -142,23 +142,23 @@ local function takes_several(g)
   return g.inputs[1].shape[1] == 1
 end
 
---- Runs the graph. x f32, of the input's shape, on the network's device; gives the outputs in the
---- file's order. Of a network for one picture the first dimension may count several; the outputs' does then, too.
+--- Runs the graph on x, f32 of the input's shape on the network's device. Returns the outputs in the file's order. A
+--- network for one picture may take a batch in the first dimension, which its outputs then have, too.
 --- @param x Tensor
 --- @return Tensor ...
 function net:run(x)
   if not self.plans then error(self.path .. ': this network was freed', 2) end
   local shape = self.input.shape
   if not same(x.shape, shape) and not (self.several and x.shape[1] > 0 and same({ 1, unpack(x.shape, 2) }, shape)) then
-    error(('%s: the input is %s, must be %s')
+    error(('%s: the input is %s, but it must be %s')
       :format(self.path, show(x.shape), show(self.input.shape)), 2)
   end
   return self:compute { x }
 end
 
---- Refuses a network that does not look at a square RGB picture, or that lacks outputs; it is freed then.
---- @param what string for the message: what the file should hold
---- @param complete any whether it has the outputs that are needed
+--- Fails, and frees the network, unless its input is a square RGB picture and it has all outputs.
+--- @param what string what the file should hold, for the message
+--- @param complete any whether it has all outputs that are needed
 function net:expect(what, complete)
   local s = self.input.shape
   if complete and #s == 4 and s[1] == 1 and s[2] == s[3] and s[4] == 3 then return end
@@ -166,12 +166,12 @@ function net:expect(what, complete)
   error(self.path .. ': not ' .. what, 0)
 end
 
---- Prepares a TFLite graph to run. Float graphs of the operators that MediaPipe's face models use;
---- data that are damaged or use others are refused in one sentence.
+--- Prepares a TFLite graph to run. It handles float graphs of the operators that MediaPipe's face models use. Other
+--- operators and damaged data raise one sentence.
 --- @param path string names the file in messages
 --- @param data string the file's bytes
---- @param options {threads: integer, device: string, record: boolean}? threads: how many run it, instead of
---- cr.threads(); device: where ('cpu'); record: on a card the work of a run is recorded, and replayed as a whole
+--- @param options {threads: integer, device: string, record: boolean}? threads = number of CPU threads (cr.threads());
+---   device = 'cpu' by default; record = record the work of a run on a card and replay it as a whole
 --- @return cr.tflite.net
 function tflite.parse(path, data, options)
   local g, r = graph.parse(path, data)
@@ -188,7 +188,7 @@ end
 
 --- Opens a TFLite file and prepares it to run.
 --- @param path string
---- @param options {threads: integer, device: string, record: boolean}? as tflite.parse's
+--- @param options {threads: integer, device: string, record: boolean}? as for tflite.parse
 --- @return cr.tflite.net
 function tflite.open(path, options) return tflite.parse(path, graph.load(path), options) end
 

@@ -1,11 +1,11 @@
---- A TFLite file as a checked graph: reads the FlatBuffer, works out every operator's shapes.
+--- Reads a TFLite file as a checked graph: parses the FlatBuffer and infers the shapes of every operator.
 --
 -- Invariants:
---   * Every offset and length that comes from the file is checked against the file's size before it
---     is followed; a damaged file gives one sentence, and nothing of it is used.
---   * The shape of every operator's result is worked out here and must be the one in the file, and
---     each tensor is made once and before it is used, so a graph that is returned can run.
--- Making tensors of it and running it is cr.tflite's.
+--   * Every offset and length that comes from the file is checked against the file's size before it is followed. A damaged
+--     file raises one sentence, and nothing of it is used.
+--   * The inferred shape of every result must equal the one in the file, and each tensor is produced once, before its first
+--     use, so a graph that is returned can run.
+-- cr.graphs.tflite makes tensors of the graph and runs it.
 
 local ffi = require 'ffi'
 local bit = require 'bit'
@@ -56,19 +56,19 @@ function reader:i32(offset)
   return bit.tobit(self:u32(offset))
 end
 
---- A table at `offset`: its position, vtable and sizes, checked.
+--- Returns the table at `offset` with its position, vtable and sizes, after checking them.
 function reader:table_at(offset)
   local vtable = offset - self:i32(offset)
   local vsize, tsize = self:u16(vtable), self:u16(vtable + 2)
   if vsize < 4 or vsize % 2 == 1 or tsize < 4 then
-    self:fail('the table at %d has a bad directory', offset)
+    self:fail('the table at %d has an invalid vtable', offset)
   end
   self:check(vtable, vsize)
   self:check(offset, tsize)
   return { offset = offset, vtable = vtable, vsize = vsize, tsize = tsize }
 end
 
---- Offset of field `id` (of `bytes` bytes), or nil where the table leaves it out.
+--- Returns the offset of field `id` (of `bytes` bytes), or nil if the table omits it.
 function reader:field(t, id, bytes)
   local slot = 4 + 2 * id
   if slot + 2 > t.vsize then return nil end
@@ -84,7 +84,7 @@ function reader:number(t, id, kind, bytes, default)
   return self[kind](self, at)
 end
 
---- First element's offset and number of elements of a vector field; nil, 0 if absent.
+--- Returns the offset of the first element and the number of elements of a vector field, or nil and 0 if it is absent.
 function reader:vector(t, id, bytes)
   local at = self:field(t, id, 4)
   if not at then return nil, 0 end
@@ -97,7 +97,7 @@ end
 function reader:string(t, id)
   local at, n = self:vector(t, id, 1)
   if not at then return '' end
-  -- names go into messages: keep those in one printable line
+  -- Names appear in messages, so they are made printable and short.
   return (ffi.string(self.base + at, math.min(n, 80)):gsub('[^%g]', '?'))
 end
 
@@ -174,7 +174,7 @@ end
 
 local function read_options(r, op, t)
   local at = r:field(t, 4, 4)
-  -- without its options a FlatBuffer operator has every default
+  -- An operator without options has the default of every option.
   local o = at and r:table_at(at + r:u32(at))
   local function int(id, default) return o and r:number(o, id, 'i32', 4, default) or default end
   local function byte(id) return o and r:number(o, id, 'i8', 1, 0) or 0 end
@@ -262,7 +262,7 @@ end
 
 -- ---- shapes: what each operator must give -----------------------------------------------------
 
---- Size of a window operator's result and its padding before and after. TFLite's SAME puts the odd
+--- Returns the size of a window operator's result, and its padding before and after. TFLite's SAME puts the odd
 --- element after.
 local function span(size, kernel, stride, dilation, valid)
   local reach = (kernel - 1) * dilation + 1
@@ -327,7 +327,7 @@ function shapes.PRELU(node, fail)
   local x, slope = node.inputs[1], node.inputs[2]
   if not slope or not slope.at or slope.dtype == 'i32'
     or numel(slope.shape) ~= x.shape[#x.shape] or slope.shape[#slope.shape] ~= x.shape[#x.shape] then
-    fail('needs one constant slope a channel')
+    fail('needs one constant slope for each channel')
   end
   return x.shape
 end
@@ -339,7 +339,7 @@ shapes.DEQUANTIZE = unchanged
 function shapes.RESHAPE(node, fail)
   local out = node.outputs[1].shape
   if numel(out) ~= numel(node.inputs[1].shape) then
-    fail('turns %s into %s', show(node.inputs[1].shape), show(out))
+    fail('reshapes %s to %s, which has another number of elements', show(node.inputs[1].shape), show(out))
   end
   return out
 end
@@ -383,7 +383,7 @@ function shapes.RESIZE_BILINEAR(node, fail)
   return { x.shape[1], size.ints[1], size.ints[2], x.shape[4] }
 end
 
---- Checks every node's shapes and that each value is made once and before it is used.
+--- Checks the shapes of every node, and that each value is produced once and before it is used.
 local function check_graph(r, g)
   local ready = { [g.inputs[1]] = true }
   for _, v in pairs(g.values) do
@@ -418,7 +418,7 @@ local function check_graph(r, g)
       if not v.at or v.dtype ~= 'f16' or out.dtype ~= 'f32' then
         fail('converts something other than float16 weights')
       end
-      -- the result stands for the same bytes; loading widens them
+      -- The result refers to the same bytes, which are widened on loading.
       out.at, out.bytes, out.dtype = v.at, v.bytes, 'f16'
     end
   end
@@ -427,9 +427,9 @@ local function check_graph(r, g)
   end
 end
 
---- A graph: `values` (numbered from 0), `nodes` in running order, `inputs`, `outputs`. A value is
---- {index, name, shape, dtype}; a constant one also has `at` and `bytes`, its place in the file.
---- Returns the graph and the reader {path, base, size}, whose memory the caller copies from.
+--- Parses a graph: `values` (numbered from 0), `nodes` in topological order, `inputs`, `outputs`. A value is {index,
+--- name, shape, dtype}; a constant also has `at` and `bytes`, its position in the file. Returns the graph and the
+--- reader {path, base, size}, from whose memory the caller copies constants.
 --- @param path string names the file in messages
 --- @param data string the file's bytes
 function graph.parse(path, data)
@@ -440,7 +440,7 @@ function graph.parse(path, data)
   return g, r
 end
 
---- The bytes of a file that may be a graph.
+--- Reads the bytes of a file that may be a graph.
 --- @param path string
 --- @return string
 function graph.load(path)

@@ -1,17 +1,17 @@
---- Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416): of the change of the predicted data
---- the part along that data, which makes colours glaring, is left out; what is left is bounded, and
---- earlier steps are taken back a little.
+--- Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416): the guidance update of the predicted data is
+--- split into a part parallel to that data and an orthogonal part. The parallel part, which oversaturates colours, is
+--- removed; the rest is limited in norm, and a negative momentum subtracts a share of earlier updates.
 --
--- Of a video each frame is a picture by itself.
+-- Each frame of a video is treated as a separate picture.
 
 local cr = require 'cr'
 
 return {
   help = 'adaptive projected guidance (Sadat et al. 2024)',
   options = {
-    { 'eta', 0, "share of the change along the data that stays; 1: all of it", min = 0, max = 1 },
-    { 'norm', 15, "the most that a frame's change may measure; 0: as much as it likes", min = 0 },
-    { 'momentum', -0.5, "weight of the changes before this step's", min = -1, max = 1 },
+    { 'eta', 0, "how much of the parallel part of the update is kept; 1 keeps all of it", min = 0, max = 1 },
+    { 'norm', 15, "largest norm of a frame's update; 0 sets no limit", min = 0 },
+    { 'momentum', -0.5, "weight of the running average of earlier updates", min = -1, max = 1 },
   },
   combine = function(self, uncond, cond, step)
     local o, x = self.options, step.x:to 'f32'
@@ -28,7 +28,7 @@ return {
       local length = change:square():sum(dims, true):sqrt()
       change = change * (length:clamp(2 ^ -100, math.huge):reciprocal() * o.norm):clamp(0, 1)
     end
-    -- Along the data, and across it.
+    -- The parts parallel and orthogonal to the data.
     local along = data * ((change * data):sum(dims, true) / data:square():sum(dims, true):clamp(2 ^ -100, math.huge))
     local weight = (self.scale - 1) / of_m
     return cr.lincomb({ cond:to 'f32', change, along }, { 1, weight, weight * (o.eta - 1) }):to(cond.dtype)

@@ -1,4 +1,4 @@
---- Guidance with one weight at all steps (Ho and Salimans 2022, arXiv 2207.12598).
+--- Classifier-free guidance with the same weight at all steps (Ho and Salimans 2022, arXiv 2207.12598).
 
 local cr = require 'cr'
 

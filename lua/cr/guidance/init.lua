@@ -1,27 +1,27 @@
---- Guidance by a method's name or file: guidance.new { method = 'apg:eta=0', scale = 2 }.
+--- Guidance, by the name or the file of a method: guidance.new { method = 'apg:eta=0', scale = 2 }.
 --
--- Each file of this folder is a method; there is no list of them besides. A file returns a table, or its
--- function `combine` alone:
+-- Each file of this folder is a method; no other list names them. A file returns a table, or only the function
+-- `combine`:
 --
 --     return {
 --       help = 'one line',
---       options = { { 'power', 0.5, 'what it does', min = 0 } },     -- as of cr.sampling.options; optional
+--       options = { { 'power', 0.5, 'what it does', min = 0 } },     -- declared as in cr.sampling.options; optional
 --       combine = function(self, uncond, cond, step) return ... end, -- the guided prediction
 --       applies = function(self, step) return ... end,               -- whether a step is guided (scale > 1)
---       halves = function(self) return ... end,                      -- whether uncond is wanted at all (scale > 1)
---       moves = true,                                                -- combine gives x as well
+--       halves = function(self) return ... end,                      -- whether uncond is needed at all (scale > 1)
+--       moves = true,                                                -- combine also returns a sample
 --     }
 --
--- self.scale is the weight, self.options holds the checked options. uncond and cond are predictions
--- [1 F h w 4]; uncond is nil where it was not computed. `step` is {index, count, t, x, alpha, sigma,
--- prediction}, with step:keep(name, tensor) and step.held[name] for what a window's next steps need, step:predict
--- { hook = ... } to ask the network once more (models/networks/unet3d_hook.lua), step:data_weights() and
--- step:noise_weights(). Whatever a method computes is made of operations on tensors: nothing is read from the device.
+-- self.scale is the weight, self.options holds the checked options. uncond and cond are predictions [1 F h w 4];
+-- uncond is nil where it was not computed. `step` is {index, count, t, x, alpha, sigma, prediction}, with
+-- step:keep(name, tensor) and step.held[name] to pass tensors to later steps of the window, step:predict { hook = ...
+-- } to run the network once more (models/networks/unet3d_hook.lua), step:data_weights() and step:noise_weights(). A
+-- method computes with tensors only and reads nothing from the device, because a read would wait for it.
 --
--- A method has a say in how the scheduler steps by a second result: the sample that it is to step from, in
--- place of x. Any scheduler takes from both together the data and the noise (cfgpp.lua).
+-- A method can influence the scheduler by a second result: the sample to step from, in place of x. Every scheduler
+-- derives the data and the noise from the two (cfgpp.lua).
 --
--- The files of around/ are guidances around others: only between two timesteps, off in the last steps, rescaled.
+-- The files of around/ wrap a guidance: only between two timesteps, off in the last steps, rescaled.
 --
 --     local g = guidance.new { scale = 1.5, interval = { 100, 800 }, rescale = 0.7, off_last = 2 }
 --     local unet = guidance.wrap(model:denoiser(cond, hear, { guidance = 1.5, timesteps = ts }), g)
@@ -44,13 +44,13 @@ local FOLDER = require 'cr'.root .. '/lua/cr/guidance'
 local DEFAULT = 'cfg'
 local KNOWN = { 'scale', 'interval', 'rescale', 'off_last', 'method' }
 
---- The names of all methods, sorted.
+--- Returns the names of all methods, sorted.
 --- @return string[]
 function M.names() return require 'cr.files'.modules(FOLDER) end
 
-local classes = {} -- of FOLDER's files, by name
+local classes = {} -- classes of the methods in FOLDER, by name
 
--- The class that a name or a file means.
+-- Returns the class of a method, by name or file.
 local function class_of(name)
   if name:find '%.lua$' then
     return guidances.method('guidance file ' .. name, user_file.run('guidance', name))
@@ -64,19 +64,19 @@ local function class_of(name)
   return classes[name]
 end
 
--- A method as it was asked for: a spec, or what a file would return.
+-- Makes a method from a name with options, or from a value that a file would return.
 local function method(asked, scale)
   if type(asked) == 'table' or type(asked) == 'function' then
     return guidances.make(guidances.method('guidance method', asked), 'own', nil, scale)
   elseif type(asked) ~= 'string' or not asked:find '%S' then
-    error(("guidance method: %s is none: a name such as 'apg', a .lua file, or a function combine(self, uncond, cond, step)")
+    error(("guidance method: %s is not one: it is a name such as 'apg', a .lua file, or a function combine(self, uncond, cond, step)")
       :format(lists.shown(asked)), 0)
   end
   local name, given = specs.split('guidance', asked)
   return guidances.make(class_of(name), name, given, scale)
 end
 
---- What a method is, with its options, or a list of all.
+--- Describes a method and its options, or lists all methods.
 --- @param name string? or a .lua file
 --- @return string
 function M.help(name)
@@ -84,13 +84,13 @@ function M.help(name)
   if name ~= nil and type(name) ~= 'string' then error(('guidance.help needs a name as text, not a %s'):format(type(name)), 0) end
   for _, other in ipairs(name and { name } or M.names()) do
     local class = class_of(other)
-    lines[#lines + 1] = ('%s: %s'):format(other, class.help or 'says nothing of itself')
+    lines[#lines + 1] = ('%s: %s'):format(other, class.help or 'has no description')
     if name and #class.spec > 0 then lines[#lines + 1] = options_of.text(class.spec) end
   end
   return table.concat(lines, '\n')
 end
 
---- The first method, by names, that has an option; nil: none has it.
+--- Returns the first method, in the order of names, that has an option, or nil.
 --- @param option string
 --- @return string?
 function M.having(option)
@@ -99,12 +99,11 @@ function M.having(option)
   end
 end
 
---- A guidance from its settings; those that are left out change nothing. A setting that cannot be is an
---- error.
+--- Makes a guidance from settings. Settings that are left out change nothing; an invalid setting is an error.
 ---
 ---     local g = guidance.new { method = 'apg:eta=0.2', scale = 2, interval = { 100, 800 } }
 --- @param settings table {scale = 1.5, interval = {lowest, highest timestep}, rescale = 0 to 1, off_last = steps,
----   method = 'cfg': a name with options, a .lua file, a table such as a file returns, or its function combine}
+---   method = 'cfg': a name with options, a .lua file, a table as such a file returns, or a function `combine`}
 --- @return table
 function M.new(settings)
   if type(settings) ~= 'table' then
@@ -123,7 +122,7 @@ function M.new(settings)
   end
   local scale = value('scale', 1.5)
   if type(scale) ~= 'number' or not (scale >= 0 and scale < math.huge) then
-    error(('guidance scale: %s is no weight: a number from 0 on, 1 for no guidance'):format(lists.shown(scale)), 0)
+    error(('guidance scale: %s is not a weight: it is a number from 0 on, and 1 means no guidance'):format(lists.shown(scale)), 0)
   end
   local g = method(value('method', DEFAULT), scale)
   local interval = value 'interval'
@@ -131,7 +130,7 @@ function M.new(settings)
   if value('off_last', 0) ~= 0 then g = require 'cr.guidance.around.off_last'.new(g, settings.off_last) end
   if value('rescale', 0) ~= 0 then
     if g.moves then
-      error(('guidance %s: it gives the scheduler two things at once, so rescale has nothing to rescale: leave it out'):format(g.name), 0)
+      error(('guidance %s: it also moves the sample, which rescale cannot handle: leave rescale out'):format(g.name), 0)
     end
     g = require 'cr.guidance.around.rescaled'.new(g, settings.rescale)
   end
@@ -147,7 +146,7 @@ end
 --- @field network table
 local Guided = require 'cr.sampling.wrapper'.class 'predictor'
 
--- What is wrong with a method's result, told.
+-- Raises a sentence if the result of a method has the wrong shape or type.
 local function check(name, what, y, x)
   local problem = user_file.misfit(y, x)
   if not problem then return end
@@ -155,11 +154,11 @@ local function check(name, what, y, x)
     table.concat(x.shape, ' ')), 0)
 end
 
---- The guided prediction at step i.
+--- Returns the guided prediction at step i.
 --- @param x Tensor [1 F h w 4]
 --- @param i integer
 --- @return Tensor [1 F h w 4]
---- @return Tensor? from what the scheduler is to step from in place of x
+--- @return Tensor? the sample from which the scheduler steps in place of x
 function Guided:call(x, i)
   local g = self.guidance
   return cr.scope(function()
@@ -186,26 +185,27 @@ function Guided:call(x, i)
   end)
 end
 
---- Gives back what the network and the method keep of the window.
+--- Frees what the network and the method keep for the window.
 function Guided:free()
   held.free(self.held)
   self.predictor:free()
 end
 
---- A network whose call(x, i) is guided.
+--- Wraps a network so that its call(x, i) returns guided predictions.
 ---
 ---     local unet = guidance.wrap(denoiser, guidance.new { method = 'cfgpp', scale = 0.6 }, scheduler)
 --- @param predictor table a denoiser (models/networks/unet3d_denoiser.lua), or a cache around one
 --- @param g table a guidance
---- @param scheduler table? whose steps these are, for methods that ask about levels (LatentSync's noise schedule)
---- @param network table? the denoiser within caches, for methods that ask it once more (predictor)
+--- @param scheduler table? the scheduler of these steps, for methods that need noise levels (default: LatentSync's
+---   noise schedule)
+--- @param network table? the denoiser inside the caches, for methods that run it once more (predictor)
 --- @return Guided
 function M.wrap(predictor, g, scheduler, network)
   return setmetatable({ predictor = predictor, guidance = g, scheduler = scheduler, network = network or predictor, held = {} }, Guided)
 end
 
 local object, maybe = arguments.table, arguments.maybe
-local name = arguments.one_of(M.names) -- which these judge themselves
+local name = arguments.one_of(M.names) -- the functions check the value themselves
 arguments.methods(Guided, 'predictor', { call = { cr.kinds.alive, arguments.natural }, free = {} }, 'any')
 return arguments.guard('guidance.', M, {
   new = { arguments.any }, wrap = { object, object, maybe(object), maybe(object) }, names = {}, help = { name },

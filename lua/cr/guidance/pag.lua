@@ -1,17 +1,17 @@
---- Perturbed-attention guidance (Ahn et al. 2024, arXiv 2403.17377): away from what the network predicts
---- where it may not look around, which is what the identity as attention's map means. It costs one more
---- run of the conditional half, and works with guidance or without (weight 1).
+--- Perturbed-attention guidance (Ahn et al. 2024, arXiv 2403.17377): moves the prediction away from a perturbed one,
+--- for which the self-attention map of some layers is the identity. It costs one more run of the conditional half,
+--- and works with classifier-free guidance or without it (weight 1).
 
 local cr = require 'cr'
 
--- By the layers' name, made once: steps with it are recorded.
+-- Hooks by the name of the layers. Each is made once, because recorded steps are kept by hook.
 local hooks = {}
 
 return {
-  help = 'perturbed-attention guidance, with the plain one or without (Ahn et al. 2024)',
+  help = 'perturbed-attention guidance, with or without classifier-free guidance (Ahn et al. 2024)',
   options = {
     { 'pag', 3, 'weight of the difference to the perturbed prediction', min = 0 },
-    { 'layers', 'mid_block', 'spatial self-attentions that see only themselves: all whose name has this in it' },
+    { 'layers', 'mid_block', 'part of the names of the spatial self-attention layers to perturb' },
   },
   applies = function() return true end,
   combine = function(self, uncond, cond, step)

@@ -1,5 +1,5 @@
---- From source to something that can be called: by `cc` for the CPU, by NVRTC for a card. Results are kept on disk, by
---- source, compiler or card, and version, so that a later process only loads them.
+--- Compiles source to callable code: by `cc` for the CPU, by NVRTC for a card. Results are cached on disk by source,
+--- compiler or card, and version, so that a later process only loads them.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -9,14 +9,14 @@ local C = base.C
 
 local M = {}
 
--- The folder of kept results: where the cards' remembered algorithms lie, too. nil: nothing is kept.
+-- Returns the cache folder, which also holds the algorithm choices for cards, or nil if nothing is cached.
 local function folder()
   local set = os.getenv 'CR_CACHE'
   if set == '' then return nil end
   return (set or (os.getenv 'XDG_CACHE_HOME' or (os.getenv 'HOME' or '') .. '/.cache') .. '/crescent') .. '/kernels'
 end
 
--- A short name for a text, of 48 bits: whoever reads what lies under it compares the text.
+-- Returns a 48-bit hash of a text as a short name. Readers of the cache compare the whole text, so collisions are harmless.
 local function name_of(text)
   local a, b = 5381, 52711
   for i = 1, #text do
@@ -34,7 +34,7 @@ local FLAGS = '-std=gnu11 -O3 -march=native -fno-math-errno -fopenmp -shared -fP
 
 local function shell_word(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
--- Compiles into a file; raises what the compiler says.
+-- Compiles source to a file, or raises the compiler's message.
 local function build(source, path)
   local text = path .. '.c'
   files.write(text, source)
@@ -50,7 +50,7 @@ local function build(source, path)
   os.rename(path .. '.new', path)
 end
 
--- What code for this processor depends on.
+-- Returns the processor's model and features, on which the compiled code depends.
 local function processor()
   local f = io.open('/proc/cpuinfo', 'rb')
   local text = f and f:read(65536) or ''
@@ -58,12 +58,12 @@ local function processor()
   return (text:match 'flags[^\n]*' or '') .. (text:match 'model name[^\n]*' or '')
 end
 
--- A kept file and the text that it was made of; nil unless both are there and the text is this one.
+-- Returns the contents of a cached file, or nil unless its key file equals `key`.
 local function kept(path, key) return files.read(path .. '.key') == key and files.read(path) end
 
-local loaded = {} -- handles live as long as the program: functions are called in them
+local loaded = {} -- handles live as long as the program, because their functions may be called at any time
 
---- The function crescent_kernel of C source.
+--- Compiles C source and returns its function crescent_kernel.
 --- @param source string
 --- @return function
 function M.c(source)
@@ -108,7 +108,7 @@ local function library()
   base.fail 'kernel: libnvrtc.so.13, which compiles kernels for a card, is missing: pip install nvidia-cuda-nvrtc, or set CUDA_HOME'
 end
 
--- A cubin of CUDA source; raises what the compiler says, with the name and line of the source.
+-- Compiles CUDA source to a cubin, or raises the compiler's message with the name and line of the source.
 local function cubin(source, name, arch)
   local api = library()
   local program = ffi.new 'crescent_nvrtc_program[1]'
@@ -132,9 +132,9 @@ local function cubin(source, name, arch)
   return ffi.string(code, size[0])
 end
 
---- Code of CUDA source for a card.
+--- Returns the code of CUDA source for a card, compiled or from the cache.
 --- @param source string
---- @param name string of the source, in messages
+--- @param name string name of the source in messages
 --- @param device string 'cuda:0'
 --- @return string
 function M.cuda(source, name, device)

@@ -1,4 +1,4 @@
---- CUDA source of one's own: its __global__ functions, called with a grid, blocks, tensors and numbers.
+--- Your own CUDA source: its __global__ functions become Lua functions of a grid, blocks, tensors and numbers.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -8,13 +8,13 @@ local tensor = require 'cr.tensor'
 
 local M = {}
 
-local NUMBERS = { -- of a parameter's type, to what its bytes are made from
+local NUMBERS = { -- the FFI type that holds the bytes of a parameter, by its type in C
   float = 'float[1]', double = 'double[1]', int = 'int32_t[1]', unsigned = 'uint32_t[1]', ['unsigned int'] = 'uint32_t[1]',
   ['long long'] = 'int64_t[1]', ['unsigned long long'] = 'uint64_t[1]', int32_t = 'int32_t[1]', uint32_t = 'uint32_t[1]',
   int64_t = 'int64_t[1]', uint64_t = 'uint64_t[1]', size_t = 'uint64_t[1]', long = 'int64_t[1]', bool = 'bool[1]',
 }
 
--- Parameters of a list of C: {name =, make = FFI type or nil: a pointer}.
+-- Parses a parameter list of C into {name =, make = FFI type, or nil for a pointer}.
 local function parameters(fn, text)
   local list = {}
   for part in (text .. ','):gmatch '%s*(.-)%s*,' do
@@ -27,7 +27,7 @@ local function parameters(fn, text)
         local kind = plain:match '^(.-)%s*[%a_][%w_]*$'
         local make = NUMBERS[kind]
         if not make then
-          base.fail(("cuda.source: %s: the parameter '%s' is no pointer and no number"):format(fn, base.printable(part)))
+          base.fail(("cuda.source: %s: the parameter '%s' is neither a pointer nor a number"):format(fn, base.printable(part)))
         end
         list[#list + 1] = { name = name, make = ffi.typeof(make), whole = not (kind == 'float' or kind == 'double') }
       end
@@ -85,7 +85,7 @@ end
 --- @return table<string, function>
 function M.new(text)
   local functions = {}
-  -- Names without C++'s decoration, on the same lines.
+  -- extern "C" avoids C++ name mangling; line numbers stay the same.
   local plain = text:gsub('extern%s+"C"%s+__global__', '__global__'):gsub('__global__', 'extern "C" __global__')
   for head, list in plain:gsub('__launch_bounds__%s*%b()', ''):gmatch '__global__%s+([^%(]-)%s*(%b())' do
     local name = head:match '([%a_][%w_]*)$'

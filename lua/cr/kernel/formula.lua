@@ -1,8 +1,8 @@
---- The grammar of kernels of one's own: 'y = x * s + b', statements in lines or with semicolons between them.
+--- The grammar of formulas for cr.kernel: 'y = x * s + b', with statements separated by newlines or semicolons.
 --
--- What an expression is made of: names, numbers, + - * / % ^, comparisons (1 or 0), and the functions below. A name that
--- is assigned and not declared is a value in between. A statement whose whole right side is sum(...), mean(...), max(...)
--- or min(...) of one expression reduces the last dimension. A formula becomes a tree of nodes:
+-- An expression consists of names, numbers, + - * / % ^, comparisons (1 or 0), and the functions below. A name that
+-- is assigned but not declared is an intermediate value. A statement whose whole right side is sum(...), mean(...),
+-- max(...) or min(...) of one expression reduces the last dimension. A formula is parsed to a tree of nodes:
 --     { op = 'number', value = 2 }   { op = 'name', name = 'x' }   { op = 'exp', node, ... }
 
 local base = require 'cr.ffi'
@@ -10,7 +10,7 @@ local errors = require 'cr.errors'
 
 local M = {}
 
---- Functions of elements: how many arguments, and their text in C. F(exp) is expf, or exp where numbers are double.
+--- Elementwise functions: their number of arguments, and their text in C. F(exp) is expf, or exp if numbers are double.
 M.FUNCTIONS = {
   add = { 2, '(%s + %s)' }, sub = { 2, '(%s - %s)' }, mul = { 2, '(%s * %s)' }, div = { 2, '(%s / %s)' }, neg = { 1, '(-%s)' },
   lt = { 2, '(R)(%s < %s)' }, le = { 2, '(R)(%s <= %s)' }, gt = { 2, '(R)(%s > %s)' }, ge = { 2, '(R)(%s >= %s)' },
@@ -32,7 +32,7 @@ local SHORT = { min = 'minimum', max = 'maximum', ['not'] = 'logical_not', ['and
 --- Reductions of the last dimension.
 M.REDUCTIONS = { sum = true, mean = true, max = true, min = true }
 
-local OPERATORS = { -- by rank, weakest first
+local OPERATORS = { -- by precedence, lowest first
   { ['<'] = 'lt', ['<='] = 'le', ['>'] = 'gt', ['>='] = 'ge', ['=='] = 'eq', ['~='] = 'ne' },
   { ['+'] = 'add', ['-'] = 'sub' },
   { ['*'] = 'mul', ['/'] = 'div', ['%'] = 'remainder' },
@@ -54,7 +54,7 @@ local function tokens_of(r)
       text:match('^[%a_][%w_]*', at) or text:match('^[<>=~]=', at) or text:match('^[-+*/%%^<>=(),;\n]', at)
     if not token then
       local wrong = text:sub(at, at)
-      fail(r, "'%s' is not understood%s", base.printable(wrong), INSTEAD[wrong] and ': it is ' .. INSTEAD[wrong] or '')
+      fail(r, "unexpected '%s'%s", base.printable(wrong), INSTEAD[wrong] and ': use ' .. INSTEAD[wrong] or '')
     end
     list[#list + 1], at = token, at + #token
   end
@@ -126,7 +126,7 @@ function expression(r, rank)
   return node
 end
 
--- Calls fn(name) for every name of a tree, in order.
+-- Calls fn(name) for every name in a tree, in order.
 local function each_name(node, fn)
   if node.op == 'name' then fn(node.name) end
   for _, child in ipairs(node) do each_name(child, fn) end
@@ -138,7 +138,7 @@ local function no_reduction(r, node)
   for _, child in ipairs(node) do no_reduction(r, child) end
 end
 
---- The statements of a formula, in order.
+--- Parses a formula and returns its statements, in order.
 --- @param text string
 --- @return table[] {name =, node =, how = 'sum' or nil: the node is reduced} each
 function M.parse(text)
@@ -155,7 +155,7 @@ function M.parse(text)
       local how = node.op == 'reduce' and node.how or nil
       if how then node = node[1] end
       no_reduction(r, node)
-      if peek(r) and peek(r) ~= ';' and peek(r) ~= '\n' then fail(r, "'%s' is left over", base.printable(peek(r))) end
+      if peek(r) and peek(r) ~= ';' and peek(r) ~= '\n' then fail(r, "unexpected '%s' after a statement", base.printable(peek(r))) end
       list[#list + 1] = { name = name, node = node, how = how }
     end
   end

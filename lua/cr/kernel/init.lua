@@ -1,11 +1,11 @@
---- Kernels of one's own: a formula, or a function of elementwise operations, becomes one kernel on the CPU and on a card.
+--- Your own kernels: a formula, or a function of elementwise operations, is compiled to one kernel on the CPU or on a card.
 ---
 ---     local scale_shift = cr.kernel { 'y = x * s + b', x = 'in', y = 'out', s = 'number', b = 'in broadcast' }
 ---     local z = scale_shift(x, { s = 2, b = bias })
 ---
---- Computed in f32 (in f64 where a tensor is), whatever the dtypes are. `? kernel.formula` has the grammar, `? cr.fuse` the
---- same from a function, `? cuda.source` kernels in CUDA; a custom activation, a thresholding and an attention variant by
---- each stand in scripts/examples/kernels.lua.
+--- Kernels compute in f32, or in f64 if an operand is f64, whatever the other dtypes are. `? kernel.formula` describes
+--- formulas, `? cr.fuse` makes a kernel from a function, `? cuda.source` from CUDA source. scripts/examples/kernels.lua has
+--- a custom activation, a thresholding and an attention variant in each of these ways.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -22,7 +22,7 @@ local M = {}
 
 --- @class Kernel
 --- @field text string the formula
---- @field order string[] the operands, as the formula first has them
+--- @field order string[] the operands, in the order of their first use in the formula
 --- @field kinds table<string, string>
 --- @field dtypes table<string, string>
 --- @field reduces table? the reduction at its end
@@ -47,7 +47,7 @@ local function check_kind(name, kind)
   return dtype
 end
 
--- The program without its operands' dtypes: names in the order in which the formula first has them.
+-- Checks a declaration and returns the kernel without dtypes, with names in the order of their first use in the formula.
 local function declare(declared)
   local text = declared[1]
   if type(text) ~= 'string' then base.fail "kernel: a formula is needed first: cr.kernel { 'y = x * 2', x = 'in', y = 'out' }" end
@@ -85,7 +85,7 @@ local function declare(declared)
   if self.reduces then
     for _, s in ipairs(self.statements) do
       if self.kinds[s.name] == 'out' and not s.how then
-        base.fail(("kernel: where one result is reduced, all are: %s is not, in '%s'"):format(s.name, text))
+        base.fail(("kernel: either all results are reduced or none: %s is not, in '%s'"):format(s.name, text))
       end
     end
   end
@@ -102,7 +102,7 @@ end
 
 local FLOATS = { f64 = 4, f32 = 3, bf16 = 2, f16 = 2 }
 
--- The dtype of results that do not say theirs: as of operations one after another.
+-- Returns the dtype of results that declare none: the promoted dtype of the inputs.
 local function promoted(inputs)
   local best
   for _, x in ipairs(inputs) do
@@ -136,7 +136,8 @@ local function broadcast(shapes)
   return out
 end
 
--- How element i of the result finds x's: 'full', 'one' or 'part' with inner and count; a copy where no such form is.
+-- Returns how element i of the result is mapped to an element of x: 'full', 'one', or 'part' with inner and count. x
+-- is copied if none of these forms fits.
 local function placed(x, shape)
   local rank = #shape
   local own = x.shape
@@ -148,7 +149,7 @@ local function placed(x, shape)
   if not first then return x, 'one' end
   for k = 1, rank do
     local n = own[k - (rank - #own)] or 1
-    if k >= first and k <= last and n ~= shape[k] then -- gaps in between: the whole
+    if k >= first and k <= last and n ~= shape[k] then -- broadcast dimensions in between: x is expanded and copied
       return x:expand(shape, {}):contiguous(), 'full'
     end
     if k >= first and k <= last then count = count * n end
@@ -168,7 +169,7 @@ end
 
 -- ---- calling ----------------------------------------------------------------------------------------------
 
--- The program for these operands; made once for each combination of dtypes and kinds.
+-- Returns the compiled program for these operands, which is made once for each combination of dtypes and kinds.
 local function program_of(self, operands, wide)
   local key = { wide and 'd' or 'f' }
   for _, o in ipairs(operands) do key[#key + 1] = o.name .. o.dtype .. o.kind .. (o.run and 'r' or '') end
@@ -180,7 +181,7 @@ local function program_of(self, operands, wide)
     for _, name in ipairs(self.order) do
       if self.kinds[name] == 'number' then p.numbers[#p.numbers + 1] = name end
     end
-    -- What stays is names and kinds; tensors go with the call.
+    -- The cached program keeps names and kinds only; each call supplies the tensors.
     local list = {}
     for i, o in ipairs(operands) do list[i] = { name = o.name, dtype = o.dtype, kind = o.kind, out = o.out, run = o.run } end
     p.operands = list
@@ -207,7 +208,7 @@ end
 local argument_type = ffi.typeof 'cr_argument[?]'
 local triple, whole, real = ffi.typeof 'int32_t[3]', ffi.typeof 'long long[1]', ffi.typeof 'double[1]'
 
--- Queues a launch; list: tensors, and FFI objects whose bytes a parameter takes.
+-- Queues a launch. `list` holds tensors, and FFI objects whose bytes are the value of a parameter.
 local function launch(code, grid, block, shared, list)
   local args = argument_type(#list)
   for i, v in ipairs(list) do
@@ -217,9 +218,9 @@ local function launch(code, grid, block, shared, list)
 end
 M.launch = launch
 
---- Code for a card, loaded: it is given back with the garbage.
+--- Loads code on a card. The garbage collector unloads it.
 --- @param text string CUDA source
---- @param name string of it, in messages
+--- @param name string name of the source in messages
 --- @param device string
 --- @param fn string a __global__ function
 function M.load(text, name, device, fn)
@@ -250,7 +251,8 @@ local function run_on_card(p, operands, numbers, n, length, device)
   launch(p.codes[key], { blocks, 1, 1 }, { 256, 1, 1 }, 0, list)
 end
 
--- Which value each name has: positional ones fill inputs and numbers in the formula's order, then those by name.
+-- Assigns the values of a call to names: positional values fill the inputs and numbers in the formula's order, and a
+-- table fills the rest by name.
 local function values_of(self, ...)
   local values, places = {}, {}
   for _, name in ipairs(self.order) do
@@ -280,10 +282,10 @@ local function values_of(self, ...)
   return values
 end
 
---- Runs a kernel: tensors and numbers in the order in which the formula has them, then a table of those by name, among
---- them tensors to fill.
+--- Runs a kernel. The arguments are tensors and numbers in the formula's order, then a table of further values by
+--- name, which may contain tensors to fill.
 --- @param self Kernel
---- @return Tensor ... for each 'out', in the formula's order
+--- @return Tensor ... one for each 'out', in the formula's order
 function Kernel.__call(self, ...)
   local values = values_of(self, ...)
   local inputs, shapes, device = {}, {}, nil
@@ -345,7 +347,8 @@ end
 
 function Kernel:__tostring() return ("kernel: %s"):format(self.text) end
 
---- A kernel from a formula. Inputs broadcast; results have the dtype of the inputs, or their own: y = 'out f16'.
+--- Makes a kernel from a formula. Inputs broadcast. Results have the dtype of the inputs unless declared otherwise,
+--- as in y = 'out f16'.
 ---
 ---     local threshold = cr.kernel { 'y = where(abs(x) > t, x, 0)', x = 'in', t = 'number', y = 'out' }
 ---     local energy = cr.kernel { 'e = sum(x * x)', x = 'in', e = 'out' }      (over the last dimension)
@@ -355,13 +358,13 @@ function M.new(declared) return declare(declared) end
 
 -- ---- recording functions ------------------------------------------------------------------------------------
 
---- @class Traced a value of which only the formula is known
+--- @class Traced a value that stands for an expression while a function is recorded
 local Traced = {}
 
 local function node_of(v)
   if type(v) == 'number' then return { op = 'number', value = v } end
   if getmetatable(v) == Traced then return rawget(v, 'node') end
-  base.fail(('fuse: %s is no operand: tensors come in as arguments of the function'):format(arguments.shown(v)))
+  base.fail(('fuse: %s is not an operand: pass tensors as arguments of the function'):format(arguments.shown(v)))
 end
 local function traced(node) return setmetatable({ node = node }, Traced) end
 
@@ -416,7 +419,7 @@ Traced.__add, Traced.__sub, Traced.__mul, Traced.__div = apply 'add', apply 'sub
 Traced.__mod, Traced.__pow = apply 'remainder', apply 'pow'
 Traced.__unm = function(x) return apply 'neg'(x) end
 for name, what in pairs { __lt = 'a:lt(b)', __le = 'a:le(b)', __concat = 'numbers', __call = 'methods' } do
-  Traced[name] = function() base.fail(('fuse: this is not an operation of elements: use %s'):format(what)) end
+  Traced[name] = function() base.fail(('fuse: this is not an elementwise operation: use %s'):format(what)) end
 end
 
 local function record(fn, kinds)
@@ -436,8 +439,8 @@ local function record(fn, kinds)
   return setmetatable(self, Kernel)
 end
 
---- A function of elementwise operations as one kernel: it is recorded when first called with these kinds of arguments
---- (tensors or numbers), and must not depend on what they hold.
+--- Fuses a function of elementwise operations to one kernel. The function is recorded when it is first called with
+--- certain kinds of arguments (tensors or numbers), so it must not branch on their values.
 ---
 ---     local step = cr.fuse(function(x, e, a, b) return (x - b * e) / a end)
 ---     local y = step(x, e, 0.9, 0.1)

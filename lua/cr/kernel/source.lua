@@ -1,8 +1,8 @@
---- The text of a kernel in C and in CUDA C, from a program's statements and what its operands are.
+--- Generates the source of a kernel, in C and in CUDA C, from the statements and operands of a program.
 --
--- A program: { statements, numbers = names of numbers, operands = { { name, dtype, out = true or nil, kind } ... }, wide =
--- computed in double }. Kinds, by which element i of the result finds an operand's: 'full' i; 'one' 0; 'part'
--- (i / inner) % count, with inner and count given at the call.
+-- A program is { statements, numbers = names of numbers, operands = { { name, dtype, out = true or nil, kind } ... },
+-- wide = whether it computes in double }. An operand's kind maps element i of the result to the operand's element:
+-- 'full' to i; 'one' to 0; 'part' to (i / inner) % count, with inner and count given at the call.
 
 local formula = require 'cr.kernel.formula'
 
@@ -26,7 +26,7 @@ local function text_of(node)
   return (formula.FUNCTIONS[node.op][2]:format(unpack(parts)))
 end
 
--- What both languages share. Halves are bits; how they become numbers stands with each.
+-- The part that both languages share. Half floats are stored as bits; each language converts them in its own way.
 local SHARED = [[
 DEVICE R larger(R a, R b) { return a > b || a != a ? a : b; }
 DEVICE R smaller(R a, R b) { return a < b || a != a ? a : b; }
@@ -65,7 +65,7 @@ local function loaded(operand, place, cuda)
   return ('(R)%s'):format(element)
 end
 
--- A value in an operand's dtype: whole numbers saturate, nan becomes 0, as everywhere.
+-- Converts a value to an operand's dtype. As everywhere, integers saturate and nan becomes 0.
 local LIMITS = { u8 = { 0, 255 }, i8 = { -128, 127 }, i16 = { -32768, 32767 }, i32 = { -2147483648, 2147483647 },
   i64 = { -9223372036854775808, 9223372036854774784 } }
 local function stored(operand, value, cuda)
@@ -83,7 +83,7 @@ local function head(program, cuda)
     program.wide and 'NAME' or 'NAME##f') .. SHARED
 end
 
--- The statements that compute with values v_NAME, all but those that are reduced.
+-- Writes the statements that compute the values v_NAME, except reductions.
 local function body(program, lines, indent)
   for _, s in ipairs(program.statements) do
     lines[#lines + 1] = ('%sR %s_%s = %s;'):format(indent, s.how and 'r' or 'v', s.name, text_of(s.node))
@@ -98,7 +98,7 @@ local function names_of(program, out)
   return list
 end
 
--- Where a reduction begins, and what it makes of its value so far and another; a nan stays.
+-- The initial value of a reduction, and how it combines two values. A nan propagates.
 local BEGIN = { max = '-INFINITY', min = 'INFINITY' }
 local function joined(how, a, b)
   local sign = how == 'max' and '>' or how == 'min' and '<'
@@ -120,8 +120,9 @@ local function c_pointers(program, lines)
   for i, name in ipairs(program.numbers) do lines[#lines + 1] = ('  const R v_%s = (R)s[%d];'):format(name, i - 1) end
 end
 
---- C source of `void crescent_kernel(long long n, long long length, const long long *parts, void *const *p, const double *s)`: n
---- elements (of rows of `length` where a statement reduces); parts: inner and count of each operand; p: their memory.
+--- C source of `void crescent_kernel(long long n, long long length, const long long *parts, void *const *p, const
+--- double *s)`: n is the number of elements, in rows of `length` for a reduction; parts holds inner and count of each
+--- operand; p holds their memory.
 --- @param program table
 --- @return string
 function M.c(program)
@@ -129,7 +130,7 @@ function M.c(program)
   local function put(...) lines[#lines + 1] = (...):format(select(2, ...)) end
   put 'void crescent_kernel(long long n, long long length, const long long *parts, void *const *p, const double *s) {'
   c_pointers(program, lines)
-  -- Segments in which every operand is a run or one value, `length` elements each.
+  -- Segments of `length` elements, in which every operand is either contiguous or a single value.
   put '  long long segments = (n + length - 1) / length;\n  (void)parts; (void)s;\n#pragma omp parallel for schedule(static) if (n > 8192)'
   put '  for (long long g = 0; g < segments; g++) {\n    long long first = g * length, count = n - first < length ? n - first : length;'
   for i, o in ipairs(program.operands) do
@@ -165,7 +166,7 @@ end
 
 -- ---- CUDA ---------------------------------------------------------------------------------------------------
 
---- How many elements a thread may take at once: 16 bytes of the widest operand.
+--- Returns how many elements a thread may load at once: 16 bytes of the widest operand.
 --- @param program table
 --- @return integer
 function M.width(program)
@@ -210,7 +211,7 @@ local function cuda_elements(program, width, put, lines)
   put '  }\n}'
 end
 
--- A block to a row; partial results meet in shared memory, in a fixed order.
+-- One block reduces one row. Partial results are combined in shared memory in a fixed order.
 local function cuda_rows(program, put, lines)
   put '  __shared__ R part[256];\n  long long row = blockIdx.x, first = row * length;'
   each_reduced(program, function(name, how) put('  R a_%s = %s;', name, BEGIN[how] or '0') end)
@@ -233,10 +234,11 @@ local function cuda_rows(program, put, lines)
   put '  }\n}'
 end
 
---- CUDA source of a kernel with the same meaning. Arguments: n, length, then of each operand its memory, and of a 'part'
---- inner and count (of which `run` says that inner is 1 and `width` elements lie together), then the numbers as double.
+--- CUDA source of a kernel with the same meaning. Its arguments are n, length, then for each operand its memory and,
+--- for a 'part', inner and count, then the numbers as double. A 'part' with `run` has inner = 1, so `width` elements
+--- are contiguous.
 --- @param program table
---- @param width integer elements a thread takes at once
+--- @param width integer elements that a thread loads at once
 --- @return string
 function M.cuda(program, width)
   local lines = { head(program, true) }

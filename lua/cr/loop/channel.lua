@@ -1,7 +1,7 @@
---- Channels: bounded queues between tasks. Built from the waiters of tasks.
+--- Channels: bounded queues between tasks, built on the waiters of tasks.
 --
--- Values leave in the order in which they came in. Memory in flight is bounded by the size: who
--- puts into a full channel waits until somebody gets.
+-- Values leave in the order in which they were put. The size bounds the memory in flight: a put into a full channel
+-- waits for a get.
 
 local arguments = require 'cr.arguments'
 local fail = require 'cr.ffi'.fail
@@ -15,7 +15,7 @@ local M = {}
 --- @field items table queue of the values
 --- @field getters table queue of the waiters for a value
 --- @field putters table queue of the waiters for room
---- @field size integer how many values it holds
+--- @field size integer how many values it can hold
 --- @field closed boolean
 local Channel = {}
 Channel.__index = Channel
@@ -35,7 +35,7 @@ end
 local function queue_new() return { first = 1, last = 0 } end
 local function length(queue) return queue.last - queue.first + 1 end
 
--- The first waiter that was not cancelled meanwhile.
+-- Takes the first waiter that was not cancelled meanwhile.
 local function pop_waiter(queue)
   while length(queue) > 0 do
     local waiter = pop(queue)
@@ -58,8 +58,8 @@ function Channel:put(value)
   end
 end
 
---- Waits for a value and takes it; nil once the channel is closed and empty. If it was closed with
---- an error, raises that instead.
+--- Waits for a value and returns it, or returns nil once the channel is closed and empty. If the channel was closed
+--- with an error, raises that error instead.
 --- @return any ...
 function Channel:get()
   if length(self.items) > 0 then
@@ -85,8 +85,8 @@ function Channel:get()
   return suspend(waiter)
 end
 
---- Says that no more values come: those inside can still be taken; who waits to put gets an error.
---- @param err any? raised in whoever gets after the last value
+--- Closes the channel. Values inside can still be taken; a waiting put raises an error.
+--- @param err any? error that get() raises after the last value
 function Channel:close(err)
   if self.closed then return end
   self.closed, self.error = true, err
@@ -103,11 +103,11 @@ end
 --- `for value in channel do`: gets until the channel is closed and empty.
 function Channel:__call() return self:get() end
 
---- How many values it holds, which are put and not yet got.
+--- Returns the number of values that were put and not yet taken.
 --- @return integer
 function Channel:count() return length(self.items) end
 
---- A queue of at most n values between tasks; with 0 each put waits for its get.
+--- Makes a queue of at most n values between tasks. With 0, each put waits for its get.
 --- @param n integer? 1
 --- @return Channel
 function M.new(n)

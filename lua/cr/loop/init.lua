@@ -1,6 +1,7 @@
 --- Coroutines over the core's event loop: tasks, waiting, channels. The functions are in `cr` too.
 --
--- luv.lua is luv on the core's loop, tasks.lua turns it and resumes tasks, channel.lua has the queues between them.
+-- luv.lua opens luv on the core's loop, tasks.lua runs the loop and resumes tasks, and channel.lua has the queues
+-- between tasks.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -16,11 +17,11 @@ local alive, jobs, early, unobserved = parts.alive, parts.jobs, parts.early, par
 -- ---- waiting ------------------------------------------------------------------------------------
 
 local function leave_job(waiter)
-  -- Its completion is still to come, and nobody will ask for it.
+  -- The job will still complete, but nobody will ask for its result.
   if jobs[waiter.job] == waiter then waiter.abandoned = true end
 end
 
--- Whether a job that has not ended yet may have no waiter.
+-- Returns whether some pending job may have no waiter.
 local function has_unawaited()
   local awaited = 0
   for _ in pairs(jobs) do awaited = awaited + 1 end
@@ -40,7 +41,7 @@ local function await_job(number)
   local other = jobs[job]
   if other and not other.abandoned then fail(('await: job %s is awaited already'):format(arguments.shown(job))) end
   if not other and not has_unawaited() then
-    fail(('await: there is no job %s: a task is awaited, as from cr.go, or, once, a job that is under way; cr.sleep waits for seconds')
+    fail(('await: there is no job %s: await takes a task from cr.go, or a pending job (once); cr.sleep waits for seconds')
       :format(arguments.shown(job)))
   end
   local waiter = { what = 'await a job', job = job, leave = leave_job }
@@ -48,8 +49,8 @@ local function await_job(number)
   return suspend(waiter)
 end
 
---- Waits for a task and returns what its function returned, or raises what it raised; or for a job
---- number from the core, and returns its status.
+--- Waits for a task and returns the results of its function, or raises its error. For a job number from the core it
+--- returns the job's status.
 --- @param what Task|integer
 function M.await(what)
   if getmetatable(what) == Task then
@@ -65,7 +66,7 @@ function M.await(what)
     local waiter = { what = 'await a task' }
     table.insert(what.waiters, waiter)
     local function results(...)
-      -- wake() keeps three values; a task may return more.
+      -- wake() passes on three values only, but a task may return more.
       if what.result and what.result.n > 3 then return unpack(what.result, 1, what.result.n) end
       return ...
     end
@@ -79,12 +80,12 @@ local function leave_timer(waiter)
   if not waiter.timer:is_closing() then waiter.timer:close() end
 end
 
---- Lets other tasks run for this long: cr.sleep(0.5).
+--- Suspends this task for some seconds, while other tasks run: cr.sleep(0.5).
 --- @param seconds number
 function M.sleep(seconds)
   local timer = assert(uv.new_timer())
   local waiter = { what = 'sleep', timer = timer, leave = leave_timer }
-  -- The loop's clock stands still while Lua computes.
+  -- The loop's cached time does not advance while Lua computes.
   uv.update_time()
   timer:start(math.max(0, math.ceil(seconds * 1000)), 0, function() wake(waiter, true) end)
   suspend(waiter)
@@ -94,7 +95,7 @@ local function leave_poll(waiter)
   if not waiter.poll:is_closing() then waiter.poll:close() end
 end
 
---- Waits until a terminal, pipe or socket has something to read; other tasks run meanwhile.
+--- Waits until a terminal, pipe or socket is readable, while other tasks run.
 --- @param fd integer its file descriptor, which becomes non-blocking
 function M.readable(fd)
   local poll = assert(uv.new_poll(fd))
@@ -103,7 +104,7 @@ function M.readable(fd)
   suspend(waiter)
 end
 
---- Lets every task that is ready run once, then goes on.
+--- Lets every ready task run once, then continues.
 function M.yield()
   local task = M.current()
   if not task then return M.await(M.go(function() end)) end
@@ -116,9 +117,9 @@ function M.yield()
   if C.cr_interrupted() ~= 0 then error(INTERRUPTED, 0) end
 end
 
---- Waits until all tasks have ended and returns their first results in order. When one fails, the
---- others are cancelled, and once they have ended its error is raised.
---- @param tasks (Task|function|integer)[] functions are started, numbers are jobs
+--- Waits until all tasks have ended and returns their first results in order. If one fails, the others are cancelled,
+--- and its error is raised when they have ended.
+--- @param tasks (Task|function|integer)[] tasks, functions to start as tasks, or numbers of jobs
 --- @return table
 function M.all(tasks)
   local list, n = {}, 0
@@ -137,7 +138,7 @@ function M.all(tasks)
   for _, task in ipairs(list) do
     if alive[task] then
       left = left + 1
-      -- A waiter that is nobody's own: waking it counts.
+      -- A waiter without a task: waking it counts as one end.
       local part = {}
       function part.leave(self)
         left = left - 1
@@ -181,8 +182,8 @@ local function report_unobserved()
   if failed then error(failed.err, 0) end
 end
 
---- Runs fn as a task and the loop until it ends; returns its results. If a task that nobody awaited
---- failed meanwhile, or a callback of luv's, its error is raised.
+--- Runs fn as a task, runs the loop until the task ends, and returns its results. If a task that nobody awaited has
+--- failed meanwhile, or a callback of luv, its error is raised.
 --- @param fn function
 function M.run(fn, ...)
   local function results(...)
@@ -192,7 +193,7 @@ function M.run(fn, ...)
   return results(M.await(M.go(fn, ...)))
 end
 
---- Whether a task has failed that nobody awaited, or a callback, and its error: each is told once.
+--- Returns whether a callback, or a task that nobody awaited, has failed, and its error. Each failure is reported once.
 --- @return boolean
 --- @return any?
 --- @return ('task'|'callback')? what
@@ -222,14 +223,14 @@ function M.finish()
   report_unobserved()
 end
 
---- Ends every task by an error at the place where it waits, and runs their closers.
+--- Raises an error in every task at the place where it waits, so that all tasks end and their closers run.
 --- @param reason any
 function M.cancel_all(reason)
   end_all(reason)
   forget_unobserved()
 end
 
---- How many of luv's handles (timers, pipes, processes) are open.
+--- Returns the number of open handles of luv (timers, pipes, processes).
 function M.handles() return C.cr__loop_handles() end
 
 M.channel = require 'cr.loop.channel'.new
@@ -240,7 +241,7 @@ local function is_task(v) return getmetatable(v) == Task end
 local jobs_and_tasks = arguments.list('a list of tasks, functions and jobs', arguments.kind('', function(v)
   return type(v) == 'function' or is_task(v) or is_job(v)
 end))
--- (what is given to a task, and its error, may be anything)
+-- The arguments of a task and its error may be anything.
 arguments.methods(Task, 'task', { await = {}, cancel = { any } })
 return arguments.guard('', M, {
   go = { callable, vararg = true }, run = { callable, vararg = true },

@@ -1,4 +1,4 @@
---- luv on the core's loop: timers, sockets, processes and files are luv's.
+--- Opens luv on the core's loop. luv provides timers, sockets, processes and files.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -14,7 +14,7 @@ int32_t cr__luv_failure(char *out, int32_t bytes);
 
 -- ---- errors in callbacks ------------------------------------------------------------------------
 
-local failures = {} -- {err =, trace =} of callbacks, in order
+local failures = {} -- errors of callbacks, {err =, trace =}, in order
 
 local uv
 
@@ -26,7 +26,7 @@ end
 local function returned(ok, ...)
   if ok then return ... end
   local failure = ...
-  -- (A stack overflow leaves the handler no stack: then the error comes as it is.)
+  -- After a stack overflow the error handler cannot run, and the error arrives as it is.
   failures[#failures + 1] = type(failure) == 'table' and failure or { err = failure }
   uv.stop()
 end
@@ -36,7 +36,7 @@ function registry.cr_callback(fn, ...) return returned(xpcall(fn, noted, ...)) e
 
 local text = ffi.new 'char[2048]'
 
--- The oldest error of a callback or a thread, {err =, trace =}, which is taken.
+-- Takes the oldest error of a callback or a thread, {err =, trace =}.
 local function take_failure()
   if C.cr__luv_failure(text, 2048) > 0 then failures[#failures + 1] = { err = ffi.string(text) } end
   return table.remove(failures, 1)
@@ -44,7 +44,7 @@ end
 
 -- ---- opening ------------------------------------------------------------------------------------
 
--- A thread's own Lua cannot use what is ours.
+-- A luv thread has its own Lua state, which cannot use this one's values.
 local function others_places(path)
   local kept = {}
   for place in path:gmatch '[^;]+' do
@@ -62,7 +62,8 @@ local function load_luv()
   if not set_loop then base.fail('loop: ' .. tostring(problem)) end
   problem = set_loop(path, others_places(package.path), others_places(package.cpath))
   if problem then base.fail('loop: luv in ' .. path .. ' cannot be used: ' .. problem) end
-  -- Not by require: the program makes require 'luv' come here, so that luv is never without our loop.
+  -- luv is loaded without `require`, because the program redirects require 'luv' to this file, so that luv always
+  -- uses the core's loop.
   if type(package.loaded.luv) ~= 'table' then
     local open
     open, problem = package.loadlib(path, 'luaopen_luv')
@@ -76,9 +77,9 @@ uv = load_luv()
 
 local uv_run = uv.run
 
---- Turns the loop as uv.run does; an error in a callback ends the turn, and is kept.
+--- Runs one turn of the loop as uv.run does. An error in a callback ends the turn and is stored.
 local function turn(...)
-  -- The hook must not raise inside a callback.
+  -- The interrupt hook must not raise an error inside a callback.
   local held = registry.cr_hold
   registry.cr_hold = true
   local result = uv_run(...)
@@ -86,7 +87,7 @@ local function turn(...)
   return result
 end
 
--- A script may turn the loop by itself.
+-- Scripts may run the loop themselves.
 function uv.run(...)
   local result = turn(...)
   local failure = take_failure()
@@ -94,7 +95,7 @@ function uv.run(...)
   return result
 end
 
--- It would abort at the core's own handle, which luv did not make.
+-- uv.walk would abort at the core's own handle, which luv did not make.
 function uv.walk() base.fail 'uv.walk: not possible on this loop; cr.loop.handles() counts open handles' end
 
 return { uv = uv, turn = turn, take_failure = take_failure }

@@ -1,13 +1,12 @@
 --- Tasks and what they wait for.
 --
--- Everything that waits comes down to a waiter: a table that is woken once, with values or an
--- error. A task (a coroutine made by go) yields its waiter; anybody else (the main program, an
--- iterator's coroutine) turns the loop until its waiter is done. Tasks are resumed between turns of
--- libuv's loop, never from inside one of its callbacks, so that an error in one meets no C frames
--- and a wait inside a wait is possible.
+-- Every wait uses a waiter, a table that is woken once, with values or an error. A task (a coroutine made by `go`)
+-- yields its waiter. Any other code (the main program, the coroutine of an iterator) runs the loop until its waiter
+-- is done. Tasks are resumed between turns of libuv's loop, never inside one of its callbacks, so an error in a task
+-- does not cross C frames, and waits can be nested.
 --
--- While the loop itself runs the registry's cr_hold is true, and Ctrl-C is noticed here instead of
--- by the program's hook: every waiting task gets the error 'interrupted'.
+-- While the loop itself runs, the registry's cr_hold is true, and this file handles Ctrl-C instead of the program's
+-- hook: every waiting task gets the error 'interrupted'.
 
 local ffi = require 'ffi'
 local now = require 'cr.clock'
@@ -16,8 +15,9 @@ local luv = require 'cr.loop.luv'
 local C, uv = require 'cr.ffi'.C, luv.uv
 local registry = debug.getregistry()
 
---- on_switch: called with each task before it goes on, nil for the main program (lua/cr/cuda.lua: streams belong to tasks).
---- on_failure: called when a task failed that nobody awaits so far, or a callback of luv's (the prompt tells at once).
+--- on_switch is called with each task before it is resumed, and with nil for the main program (lua/cr/cuda.lua needs
+--- it, because streams belong to tasks). on_failure is called when a callback of luv fails, or a task that nobody
+--- awaits so far (the prompt reports it at once).
 local M = { uv = luv.uv, on_switch = nil, on_failure = nil }
 
 -- ---- tasks and waiters --------------------------------------------------------------------------
@@ -26,9 +26,9 @@ local M = { uv = luv.uv, on_switch = nil, on_failure = nil }
 --- @field status 'waiting'|'ready'|'running'|'done'|'failed'
 --- @field await fun(self): ... waits for its end, as cr.await does
 --- @field waiter table? what it waits for
---- @field waiters table? those who wait for its end
---- @field result table? what its function returned or raised
---- @field args table? what its function is called with
+--- @field waiters table? waiters for its end
+--- @field result table? the results or the error of its function
+--- @field args table? the arguments of its function
 local Task = {}
 Task.__index = Task
 function Task:__tostring() return 'task (' .. self.status .. ')' end
@@ -40,7 +40,7 @@ local alive_count = 0
 local unobserved = {}                                   -- failed tasks that nobody awaited, in order
 local jobs = {}                                         -- job number -> waiter
 local early = {}                                        -- job number -> completion nobody waits for yet
-local outer = {}                                        -- waiters of those who turn the loop
+local outer = {}                                        -- waiters of the code that runs the loop
 local tracebacks = setmetatable({}, { __mode = 'k' })   -- error object -> traceback
 local last_error, last_traceback
 
@@ -52,14 +52,14 @@ local function make_ready(task)
   ready[ready_last] = task
 end
 
--- Wakes a waiter once; what comes later finds it done.
+-- Wakes a waiter. Only the first call has an effect.
 local function wake(waiter, ok, ...)
   if waiter.done then return end
   waiter.done, waiter.ok = true, ok
   waiter.n, waiter[1], waiter[2], waiter[3] = select('#', ...), ...
   if waiter.leave then waiter:leave() end
   local task = waiter.task
-  -- A task that an error took out of this wait is somewhere else by now.
+  -- A task that an error has taken out of this wait is elsewhere by now.
   if task and alive[task] and task.waiter == waiter then make_ready(task) end
 end
 
@@ -72,7 +72,7 @@ local pump, end_all
 
 local waited = setmetatable({}, { __mode = 'k' }) -- coroutine -> seconds that it has waited
 
--- Calls what lets the others go on, and counts the time until it returns.
+-- Calls fn, which lets other tasks run, and counts the time until it returns as waiting.
 local function rest(fn, ...)
   local key, start = coroutine.running() or M, now()
   local function back(...)
@@ -82,13 +82,13 @@ local function rest(fn, ...)
   return back(fn(...))
 end
 
---- Seconds that the task that asks (the main program outside of one) has waited since it began: for its turn,
---- other tasks, files, or a card by cr.cuda.synchronize. All else is its own time, of which there is one
---- second a second for all tasks together.
+--- Returns how many seconds the calling task, or the main program, has waited since it began: for its turn, other
+--- tasks, files, or a card in cr.cuda.synchronize. The rest is its own running time. The running times of all tasks
+--- add up to the elapsed time.
 --- @return number
 function M.waited() return waited[coroutine.running() or M] or 0 end
 
--- Waits until somebody calls wake(waiter).
+-- Suspends the caller until wake(waiter) is called.
 local function suspend(waiter)
   if not waiter.done then
     local task = by_coroutine[coroutine.running()]
@@ -137,7 +137,7 @@ local function resumed(task, ok, ...)
     by_coroutine[task.co] = nil
     finish_task(task, ok, ...)
   elseif task.status == 'running' then
-    -- A plain coroutine.yield, which nobody would ever answer.
+    -- The task called a plain coroutine.yield, which nothing would ever resume.
     make_ready(task)
   end
 end
@@ -159,8 +159,8 @@ local function resume(task)
   end
 end
 
---- Starts fn(...) as a task, which runs when the loop next turns. Its error goes to whoever awaits
---- it, or is reported when the loop ends if nobody does.
+--- Starts fn(...) as a task, which first runs in the next turn of the loop. Its error is raised where the task is
+--- awaited or, if nobody awaits it, reported when the loop ends.
 ---
 ---     local task = cr.go(function() return media.load_audio 'voice.wav' end)
 ---     local sound = cr.await(task)
@@ -176,8 +176,8 @@ function M.go(fn, ...)
   return task
 end
 
---- Makes a waiting task's wait raise `reason`, so that it can close what it opened. A task that has
---- ended stays as it is. Whoever cancels a task is taken to know that it fails.
+--- Raises `reason` in a task at the place where it waits, so that it can close what it opened. A task that has ended
+--- stays as it is. The failure of a cancelled task is not reported.
 --- @param reason any? 'cancelled'
 function Task:cancel(reason)
   reason = reason == nil and 'cancelled' or reason
@@ -186,7 +186,7 @@ function Task:cancel(reason)
   if self.args then
     self.cancelled_before = reason
   elseif self.waiter and self.waiter.done then
-    -- It was woken and has not run since: it gets the reason in place of what it waited for.
+    -- The task was woken but has not run since, so it gets the reason instead of the value.
     local waiter = self.waiter
     if waiter.ok then waiter.ok, waiter.n, waiter[1] = false, 1, reason end
   elseif self.waiter then
@@ -222,7 +222,7 @@ local function drain()
   until n < 16
 end
 
--- "script.lua:12: channel get" of a task that waits.
+-- Describes where a task waits: "script.lua:12: channel get".
 local function where(task)
   local what = task.waiter and task.waiter.what or 'wait'
   if not task.co then return what end
@@ -251,8 +251,7 @@ local function run_ready()
   if ready_first > ready_last then ready_first, ready_last = 1, 0 end
 end
 
--- Ends every waiting task by an error at the place where it waits, and lets its closers run; then
--- the same for those who turn the loop.
+-- Raises an error in every waiting task, so that its closers run, then in the code that runs the loop.
 function end_all(reason)
   local held = registry.cr_hold
   registry.cr_hold = true
@@ -272,8 +271,8 @@ function end_all(reason)
   registry.cr_hold = held
 end
 
--- An error in a callback of luv's is nobody's: it is told where somebody tells errors at once, else
--- whoever turns the loop gets it in place of what it waits for. A second one comes with the next turn.
+-- An error in a callback of luv belongs to no task. If on_failure is set, it gets the error; otherwise it is raised
+-- in the code that runs the loop. A second error follows in the next turn.
 local function pass_failures(waiter)
   while not waiter.done do
     local failure = luv.take_failure()
@@ -311,7 +310,7 @@ local function turn(waiter)
   if C.cr_interrupted() ~= 0 then end_all(INTERRUPTED) end
 end
 
--- Turns the loop until the waiter is woken.
+-- Runs the loop until the waiter is woken.
 function pump(waiter)
   local held = registry.cr_hold
   registry.cr_hold = true
@@ -324,20 +323,20 @@ function pump(waiter)
   if not ok then error(err, 0) end
 end
 
---- The traceback of the task in which an error arose.
+--- Returns the traceback of the task in which an error arose.
 function M.traceback_of(err)
   if type(err) == 'table' then return tracebacks[err] end
   return err == last_error and last_traceback or nil
 end
 
---- The task that runs now, nil outside one.
+--- Returns the running task, or nil outside a task.
 --- @return Task?
 function M.current() return by_coroutine[coroutine.running()] end
 
---- How many tasks have not ended.
+--- Returns the number of tasks that have not ended.
 function M.count() return alive_count end
 
---- What the other files of the loop need: see their uses.
+--- Internals that the other files of loop/ use.
 return {
   M = M, Task = Task, INTERRUPTED = INTERRUPTED, suspend = suspend, wake = wake, rest = rest, drain = drain, end_all = end_all,
   alive = alive, jobs = jobs, early = early, unobserved = unobserved,

@@ -1,4 +1,4 @@
---- Sound as tensors, in pieces or whole.
+--- Reads sound as tensors, in pieces or whole.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -16,8 +16,8 @@ local M = {}
 local Audio = {}
 Audio.__index = Audio
 
---- Opens the sound of a sound or video file, resampled and mixed as ffmpeg does, placed by its timestamps: a track
---- that begins after the file has silence before it, and holes are filled.
+--- Opens the sound of an audio or video file, resampled and mixed as ffmpeg does. Timestamps are respected: a track
+--- that begins later than the file starts with silence, and gaps are filled with silence.
 --- @param path string
 --- @param options table? {rate (the file's), channels (the file's), s16 = false (through 16-bit integers)}
 --- @return AudioReader
@@ -30,10 +30,10 @@ function M.audio(path, options)
   }, Audio)
 end
 
---- Opens a sound that comes as it is made: a URL, a pipe, a device. What FFmpeg gives is taken as it comes.
---- @param url string as FFmpeg takes it
---- @param options table? {rate = samples a second (its own), channels = number (its own), format = how FFmpeg reads it, such as
----   'alsa' (what it finds out)}
+--- Opens live sound: a URL, a pipe, a device. Samples are passed on as FFmpeg delivers them; timestamps are ignored.
+--- @param url string a URL that FFmpeg accepts
+--- @param options table? {rate = samples per second (the source's), channels (the source's), format = FFmpeg's input
+---   format, such as 'alsa' (detected)}
 --- @return AudioReader
 function M.live_audio(url, options)
   options = options or {}
@@ -46,7 +46,7 @@ function M.live_audio(url, options)
   }, Audio)
 end
 
---- The next n samples (of each channel); fewer only at the end, none after it.
+--- Reads the next n samples of each channel. It returns fewer only at the end, and none after the end.
 --- @param n integer
 --- @return Tensor f32 [n], or [n channels] if there are several
 function Audio:read(n)
@@ -59,12 +59,12 @@ function Audio:read(n)
   return flat
 end
 
---- Closes the file. Twice is fine.
+--- Closes the file. Calling it twice is allowed.
 function Audio:close() library.close(self, lib.cr_audio_close) end
 
---- A whole sound at once; for short ones (options.seconds at most, 600).
+--- Reads a whole sound at once. It is meant for short ones, of at most options.seconds (600).
 --- @param path string
---- @param options table? {rate, channels, s16 (these as of media.audio), seconds = 600 (more is refused)}
+--- @param options table? {rate, channels, s16 (see media.audio), seconds = 600 (a longer sound is an error)}
 --- @return Tensor f32 [n], or [n channels]
 --- @return integer rate
 function M.load_audio(path, options)

@@ -1,7 +1,7 @@
---- Pictures whose values have more than 8 bits: numbers of 16 bits as tensors, and decoded planes as RGB and back.
+--- Pictures with more than 8 bits per value: 16-bit numbers as tensors, and conversion between decoded planes and RGB.
 --
--- Tensors have no unsigned 16 bits, so those lie in i16, bit for bit. Chroma is filtered by cr_warp_bicubic, with its
--- samples in the middle of those of luma that share them, as libswscale has it.
+-- Tensors have no unsigned 16-bit dtype, so such values are stored bit for bit in i16. Chroma is resampled by
+-- cr_warp_bicubic, with each sample centred among the luma samples that share it, as libswscale does.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -13,9 +13,9 @@ local matrix_type = ffi.typeof 'double[6]'
 
 local M = {}
 
---- The numbers of an i16 tensor's bits.
+--- Converts an i16 tensor, read as unsigned numbers, to floats.
 --- @param x Tensor i16
---- @param bits integer? that they have at most (16)
+--- @param bits integer? how many bits the numbers have at most (16)
 --- @return Tensor f32
 function M.float(x, bits)
   return scope(function()
@@ -25,7 +25,7 @@ function M.float(x, bits)
   end)
 end
 
---- The way back, rounded half to even.
+--- Converts back to i16, rounding half to even.
 --- @param x Tensor f32, in 0..65535
 --- @return Tensor i16
 function M.whole(x)
@@ -35,9 +35,9 @@ function M.whole(x)
   end)
 end
 
---- @class DeepPicture a picture as its file has it: planes of luma and chroma, or of G, B and R
+--- @class DeepPicture a picture as the file stores it: planes of luma and chroma, or of G, B and R
 --- @field values Tensor i16 [n], of all planes
---- @field format ffi.cdata* cr_yuv, how they lie
+--- @field format ffi.cdata* cr_yuv, the layout of the planes
 --- @field device string
 local Deep = {}
 Deep.__index = Deep
@@ -47,23 +47,23 @@ Deep.__index = Deep
 --- @return DeepPicture
 function M.picture(values, format) return setmetatable({ values = values, format = format, device = values.device }, Deep) end
 
---- Whether x is a DeepPicture.
+--- Returns whether x is a DeepPicture.
 function M.is(x) return getmetatable(x) == Deep end
 
---- As of a tensor [H W 3].
+--- Sizes as of a tensor [H W 3].
 function Deep:size(d) return d == 1 and self.format.height or d == 2 and self.format.width or 3 end
 function Deep.dim(_) return 3 end
 
 function Deep:clone() return M.picture(self.values:clone(), self.format) end
 function Deep:free() self.values:free() end
 
--- How much smaller plane k is, across and down, and by how much its samples stand off those of luma, in luma's pixels.
+-- Returns the horizontal and vertical subsampling of plane k, and the offset of its samples from those of luma, in luma pixels.
 local function steps(f, k)
   if k == 1 then return 1, 1, 0, 0 end
   return 2 ^ f.shift_x, 2 ^ f.shift_y, f.shift_x / 2, f.shift_y / 2
 end
 
--- Plane k (1 to 3), i16 [h w]: a view.
+-- Returns plane k (1 to 3) as a view, i16 [h w].
 local function plane(self, k)
   local f = self.format
   local sx, sy = steps(f, k)
@@ -72,7 +72,7 @@ local function plane(self, k)
   return self.values:narrow(1, at + 1, w * h):view(h, w)
 end
 
--- How plane k's levels stand for numbers: level = zero + range * number.
+-- Returns the zero and the range of plane k: level = zero + range * number.
 local function levels(f, k)
   local unit = 2 ^ (f.bits - 8)
   if f.matrix[0] == 0 then return 0, 2 ^ f.bits - 1 end
@@ -81,19 +81,19 @@ local function levels(f, k)
   return 128 * unit, 224 * unit
 end
 
--- The shares of red and blue in luma.
+-- Returns the weights of red and blue in luma.
 local function shares(f)
   local function share(i) return 1 - f.matrix[i] * 224 / (65536 * 2 * 255) end
   return share(0), share(1)
 end
 
--- x [h w c] by a map of two factors and two offsets, a rectangle of the result.
+-- Resamples x [h w c] by two scale factors and two offsets, for a rectangle of the result.
 local function moved(x, across, right, down, below, left, top, width, height)
   local out = tensor.new()
   return tensor.filled(out, C.cr_warp_bicubic(out.c, x.c, matrix_type(across, 0, right, 0, down, below), left, top, height, width))
 end
 
---- In RGB.
+--- Converts the picture to RGB.
 --- @return Tensor f32 [H W 3] in [0, 1], on the planes' device
 function Deep:rgb()
   local f = self.format
@@ -118,7 +118,7 @@ function Deep:rgb()
   end)
 end
 
--- RGB as levels of the planes, at every pixel: three f32 [h w 1].
+-- Converts RGB to the levels of the three planes at every pixel: three f32 [h w 1].
 local function separated(rgb, f)
   local r, g, b = rgb:narrow(3, 1, 1), rgb:narrow(3, 2, 1), rgb:narrow(3, 3, 1)
   local parts = { g, b, r }
@@ -138,7 +138,7 @@ local function separated(rgb, f)
   return parts
 end
 
--- The rectangle of plane k into which an area of the picture falls, with one sample around it for the filter.
+-- Returns the rectangle of plane k that an area of the picture covers, enlarged by one sample on each side for the filter.
 local function area_in(f, k, area)
   local sx, sy = steps(f, k)
   if sx == 1 and sy == 1 then return area end
@@ -149,8 +149,8 @@ local function area_in(f, k, area)
   return { left = left, top = top, width = right - left, height = bottom - top }
 end
 
---- Mixes another picture into an area, in the planes: level = weight * paint + (1 - weight) * level. Where the weight is
---- 0, and around it as far as chroma is filtered, every level stays what it is.
+--- Blends another picture into an area of the planes: level = weight * paint + (1 - weight) * level. Levels do not
+--- change where the weight is 0 within reach of the chroma filter.
 --- @param paint Tensor f32 [h w 3] in [0, 1], RGB
 --- @param weight Tensor f32 [h w 1]
 --- @param area table {left = 0, top = 0, width =, height =} in the picture
@@ -173,7 +173,7 @@ function Deep:mix(paint, weight, area)
   end)
 end
 
---- RGB as planes.
+--- Converts RGB to planes.
 --- @param rgb Tensor f32 [H W 3] in [0, 1]
 --- @param format ffi.cdata* cr_yuv of this size, whose bits are not 0
 --- @return DeepPicture on its device
@@ -193,7 +193,7 @@ function M.planes(rgb, format)
   return M.picture(values, format)
 end
 
---- A picture of any depth in 8 bits.
+--- Converts a picture of any depth to 8 bits.
 --- @param x Tensor|DeepPicture u8 [H W 3], or f32 in [0, 1]
 --- @return Tensor u8 [H W 3]
 function M.eight_bits(x)
@@ -204,7 +204,7 @@ function M.eight_bits(x)
   end)
 end
 
---- A picture of any depth in floats.
+--- Converts a picture of any depth to floats.
 --- @param x Tensor|DeepPicture u8 [H W C], or f32 in [0, 1]
 --- @return Tensor f32 [H W C] in [0, 1]
 function M.floats(x)
@@ -221,7 +221,7 @@ arguments.methods(Deep, 'picture', {
   mix = { alive, alive, arguments.options { left = maybe(integer), top = maybe(integer), width = integer, height = integer } },
 })
 
---- What frames and pictures of any depth are, for rows of arguments.
+--- The kind of argument for frames and pictures of any depth.
 M.kind = arguments.either('a tensor', alive, arguments.kind('a picture of more than 8 bits', M.is))
 
 return M

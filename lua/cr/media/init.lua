@@ -1,8 +1,8 @@
---- Video, sound and pictures: what FFmpeg's libraries read and write.
+--- Video, sound and pictures, read and written by FFmpeg's libraries.
 --
--- Decoding and encoding run on other threads; the functions that wait (read, seek, write, close)
--- let other tasks run meanwhile. Frames are numbered from 0, as times begin at 0. Nothing here holds
--- a whole file: a reader holds one read's frames, a writer the frames of two writes.
+-- Decoding and encoding run on other threads; functions that wait (read, seek, write, close) let other tasks run
+-- meanwhile. Frames are numbered from 0, because times start at 0. No whole file is kept in memory: a reader holds
+-- the frames of one read, a writer those of two writes.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -22,14 +22,14 @@ local media = {
   eight_bits = deep.eight_bits, floats = deep.floats,
 }
 
---- The versions of FFmpeg's libraries, such as 'libavcodec 59.37.100, libavformat 59.27.100'.
+--- Returns the versions of FFmpeg's libraries, such as 'libavcodec 59.37.100, libavformat 59.27.100'.
 --- @return string
 function media.version() return ffi.string(lib.cr_media_version()) end
 
---- Puts the pictures of parts of a film one after the other into a file, without encoding them again, and the sound of
---- another beside them.
---- @param path string its ending picks the container
---- @param parts string[] files of one writer's settings, 25 frames a second, or timed
+--- Concatenates the video streams of the parts of a film without encoding them again, and adds the sound of another
+--- file.
+--- @param path string its ending chooses the container
+--- @param parts string[] files written with the same settings, at 25 frames per second or with explicit times
 --- @param sound string? a file with sound
 --- @param timed boolean? frames have times of their own, which continue from part to part
 --- @return integer frames
@@ -44,9 +44,9 @@ end
 
 --- Reads a picture file (PNG, JPEG, ...).
 --- @param path string
---- @param options table? {whole = with all channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha, which is not
---- multiplied in) and all bits: f32 in [0, 1] where values have more than 8}
---- @return Tensor u8 [H W 3], or, whole, u8 or f32 [H W C]
+--- @param options table? {whole = keep all channels (1 grey, 2 grey and alpha, 3 RGB, 4 RGB and straight alpha) and
+---   all bits: f32 in [0, 1] if values have more than 8 bits}
+--- @return Tensor u8 [H W 3]; with `whole` u8 or f32 [H W C]
 function media.read_picture(path, options)
   local t = tensor.new()
   if not (options and options.whole) then
@@ -61,10 +61,10 @@ function media.read_picture(path, options)
   return floats
 end
 
--- Endings under which nobody looks for a PNG.
+-- Endings of other formats, which are refused for a PNG.
 local OTHERS = { jpg = true, jpeg = true, webp = true, gif = true, bmp = true, tif = true, tiff = true, avif = true, exr = true }
 
---- Writes a PNG: of 8 bits a value from u8, of 16 from f32 or i16.
+--- Writes a PNG, with 8 bits per value from u8 and 16 from f32 or i16.
 --- @param path string
 --- @param picture Tensor u8, f32 in [0, 1], or i16 with the bits of numbers up to 65535, [H W C] with C 1 grey, 2 grey
 --- and alpha, 3 RGB, 4 RGB and alpha
@@ -82,7 +82,7 @@ function media.write_picture(path, picture)
   check(rc)
 end
 
---- Raises the sentence with which write_picture would refuse a picture of this size.
+--- Fails, with the same sentence as write_picture, if a picture of this size cannot be written.
 --- @param path string
 --- @param height integer
 --- @param width integer
@@ -95,7 +95,7 @@ local quality = maybe(arguments.kind('a whole number from 0 to 63', function(v)
   return type(v) == 'number' and v % 1 == 0 and v >= 0 and v <= 63
 end))
 local files = arguments.list('a list of files', arguments.string, 1)
--- (paths are checked where they are used)
+-- Paths are checked where they are used.
 return arguments.guard('', media, {
   version = {}, read_picture = { any, maybe(arguments.options { whole = boolean }) },
   check_picture = { any, arguments.integer, arguments.integer }, eight_bits = { deep.kind }, floats = { deep.kind },

@@ -1,5 +1,4 @@
---- crescent_media.so, and what all of cr.media does with it: checks of arguments, waiting for jobs, telling its
---- warnings.
+--- crescent_media.so, and what the files of cr.media share: checks of arguments, waiting for jobs, printing warnings.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -7,7 +6,7 @@ local loop = require 'cr.loop'
 
 local M = {}
 
---- Its functions.
+--- The functions of crescent_media.so.
 M.lib = base.part('media', "install FFmpeg's libraries with `make deps`")
 
 function M.want_path(name, path)
@@ -19,25 +18,25 @@ end
 
 local told, text = {}, ffi.new 'char[500]'
 
---- Prints a sentence that a user should know beside a success, once.
+--- Prints a note to the user about a call that succeeded, each sentence once.
 function M.say(sentence)
   if not told[sentence] then io.stderr:write('crescent: ', sentence, '\n') end
   told[sentence] = true
 end
 
---- Prints what media functions have to say beside their success, each sentence once.
+--- Prints the warnings of media functions, each sentence once.
 function M.tell()
   while M.lib.cr_media_warning(text, 500) > 0 do M.say(ffi.string(text)) end
 end
 
---- Raises C's sentence if rc is negative, tells warnings if not, and passes rc on.
+--- Raises C's message if rc is negative; otherwise prints warnings and returns rc.
 function M.check(rc)
   if rc < 0 then base.raise() end
   M.tell()
   return rc
 end
 
---- Waits for a job; its failure is raised as C's sentence, its warnings are told.
+--- Waits for a job, raises its failure with C's message, and prints its warnings.
 function M.await(job)
   if tonumber(job) < 0 then base.raise() end
   local result = loop.await(job)
@@ -45,9 +44,9 @@ function M.await(job)
   return result
 end
 
---- What one of its functions opens.
+--- Opens an object of the library.
 --- @param kind string of the handle, such as 'cr_audio': <kind>_open is called
---- @param close_handle function with which the handle ends when nobody has it any more
+--- @param close_handle function closes the handle when it is garbage
 --- @param ... any the further arguments of the function
 function M.open(kind, close_handle, ...)
   local out = ffi.new(kind .. ' *[1]')
@@ -55,14 +54,14 @@ function M.open(kind, close_handle, ...)
   return ffi.gc(out[0], close_handle)
 end
 
---- Closes an object's handle by a function of C. Twice is fine.
+--- Closes the handle of an object by a C function. Calling it twice is allowed.
 function M.close(self, close_handle)
   local handle = self.handle
   self.handle = nil
   if handle then close_handle(ffi.gc(handle, nil)) end
 end
 
---- The handle of an object that has not been closed.
+--- Returns the handle of an object, or fails if it was closed.
 function M.open_handle(self, name)
   if not self.handle then base.fail(name .. ': ' .. self.path .. ' is closed') end
   return self.handle

@@ -1,4 +1,4 @@
---- Several sounds as one: how loud their sum becomes.
+--- Measures the peak of the sum of several sounds.
 
 local audio = require 'cr.media.audio'
 local tensor = require 'cr.tensor'
@@ -7,7 +7,8 @@ local M = {}
 
 local PIECE = 2 ^ 16 -- samples of each channel
 
--- Opens sounds with the highest rate and the most channels of theirs, as a writer does; into `readers`. Returns the rate.
+-- Opens sounds into `readers`, with the highest rate and the largest number of channels among them, as a writer does.
+-- Returns the rate.
 local function open_all(readers, paths)
   local rate, channels = 0, 0
   for _, path in ipairs(paths) do
@@ -19,7 +20,8 @@ local function open_all(readers, paths)
   return rate
 end
 
--- The sum of the next PIECE samples of all, silence where they have ended; and whether any had so many left.
+-- Returns the sum of the next PIECE samples of all sounds, with silence after their ends, and whether any sound had
+-- that many left.
 local function next_sum(readers)
   local sum, more = tensor.zeros(PIECE, readers[1].channels), false
   for _, reader in ipairs(readers) do
@@ -34,10 +36,9 @@ local function next_sum(readers)
   return sum, more
 end
 
---- How loud the sum of several sounds becomes, as a writer makes it of these files: the largest absolute value; full
---- scale is 1.
+--- Returns the peak, the largest absolute value, of the sum that a writer makes of these files. Full scale is 1.
 --- @param paths string[]
---- @param options table? {start = 0, stop}: the seconds that count
+--- @param options table? {start = 0, stop}: the range in seconds
 --- @return number
 function M.loudest(paths, options)
   local o, readers, most = options or {}, {}, 0

@@ -1,4 +1,4 @@
---- Pieces of sound as they come, from a pipe or a socket, as one sound of one rate.
+--- Joins pieces of sound, as they arrive from a pipe or a socket, to one stream with one sample rate.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -18,8 +18,8 @@ local FORMATS = { s16 = { dtype = 'CR_I16', bytes = 2 }, f32 = { dtype = 'CR_F32
 local Pcm = {}
 Pcm.__index = Pcm
 
---- Makes one sound of pieces of any rate and number of channels, as ffmpeg resamples and mixes.
---- @param options table of what comes out: {rate = samples a second, channels = 1}
+--- Opens a stream that takes pieces of any rate and number of channels and resamples and mixes them as ffmpeg does.
+--- @param options table of the result: {rate = samples per second, channels = 1}
 --- @return Pcm
 function M.pcm(options)
   local self = setmetatable({ rate = options.rate, channels = options.channels or 1, path = 'pcm' }, Pcm)
@@ -27,9 +27,9 @@ function M.pcm(options)
   return self
 end
 
---- Adds a piece. Bytes of a sample that is not whole are an error.
+--- Adds a piece. An incomplete sample is an error.
 --- @param samples string|Tensor interleaved, little-endian; or f32 [n], [n channels] on the CPU
---- @param from table of the piece: {rate = samples a second, channels = 1 (a tensor's are its own), format = 's16' or 'f32'}
+--- @param from table of the piece: {rate = samples per second, channels = 1 (for a tensor, its own), format = 's16' or 'f32'}
 function Pcm:push(samples, from)
   local handle = library.open_handle(self, 'push')
   if tensor.is_tensor(samples) then
@@ -43,18 +43,18 @@ function Pcm:push(samples, from)
   if not format then base.fail(("push: the format '%s' is neither s16 nor f32"):format(tostring(from.format))) end
   local n = #samples / (format.bytes * channels)
   if n % 1 ~= 0 then
-    base.fail(('push: %d bytes are no whole number of samples of %d channel%s of %s'):format(#samples, channels,
+    base.fail(('push: %d bytes are not a whole number of samples of %d channel%s of %s'):format(#samples, channels,
       channels == 1 and '' or 's', from.format or 's16'))
   end
   if n > 0 then library.check(lib.cr_pcm_push(handle, ffi.cast('const char *', samples), n, C[format.dtype], from.rate, channels)) end
 end
 
---- The end of a sound: what the resampler still holds can be taken. Another sound may begin.
+--- Marks the end of a sound and flushes the resampler, so that take() returns the rest. Another sound may follow.
 function Pcm:finish()
   library.check(lib.cr_pcm_push(library.open_handle(self, 'finish'), nil, 0, C.CR_F32, self.rate, self.channels))
 end
 
---- All that is resampled and was not taken.
+--- Returns all resampled samples that were not taken before.
 --- @return Tensor f32 [n channels]; n may be 0
 function Pcm:take()
   local t = tensor.new()
@@ -62,7 +62,7 @@ function Pcm:take()
   return t
 end
 
---- Twice is fine.
+--- Closes the stream. Calling it twice is allowed.
 function Pcm:close() library.close(self, lib.cr_pcm_close) end
 
 local from = arguments.options { rate = arguments.positive, channels = arguments.maybe(arguments.positive),

@@ -1,18 +1,18 @@
---- What a file holds.
+--- Reports the contents of a media file.
 
 local ffi = require 'ffi'
 local library = require 'cr.media.library'
 
 local M = {}
 
---- Names of what a writer takes over from the video that it is like.
+--- The properties that a writer copies from the video given as `like`.
 M.tags = { 'color_space', 'color_range', 'color_primaries', 'color_transfer', 'aspect_num', 'aspect_den' }
 
---- What the headers of a video or sound file say, and its first picture.
+--- Reads the headers of a video or audio file, and its first picture.
 --- @param path string
 --- @return table {has_video, has_audio, width, height (as shown), rotation, fps, duration, frames (at 25 a
 ---second, estimated), sample_rate, channels, audio_duration, video_codec, audio_codec, format, color_*, aspect_*,
----bits (of a value of a pixel), hdr (cr_hdr), pix_fmt (libav's name), alpha (whether pixels may be transparent)}
+---bits (per value), hdr (cr_hdr), pix_fmt (libav's name), alpha (whether pixels may be transparent)}
 function M.probe(path)
   local c = ffi.new 'cr_media_info'
   library.check(library.lib.cr_media_probe(library.want_path('probe', path), c))

@@ -1,4 +1,4 @@
---- Video as pictures: frame by frame, forward and backward, and pictures that wait as they were decoded.
+--- Reads video frame by frame, forward and backward. VideoFrames keep pictures in their decoded form until they are needed.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -13,27 +13,27 @@ local M = {}
 
 --- @class VideoReader
 --- @field path string
---- @field fps number 0: the file's own frames
---- @field device string where the frames that it gives lie
---- @field bits integer of a value: 8, or what the file has if the option `deep` asks for it
---- @field position integer number of the frame that the next read begins with
+--- @field fps number frames per second; 0: the file's own frames
+--- @field device string device of the frames that are read
+--- @field bits integer bits per value: 8, or those of the file with the option `deep`
+--- @field position integer number of the frame at which the next read begins
 local Reader = {}
 Reader.__index = Reader
 
 local yuv_type = ffi.typeof 'cr_yuv'
 
---- @class VideoFrame a decoded picture that waits: as it was decoded where that is known, which takes half the memory
---- of RGB or less, else in RGB; one for a card is kept in the main memory too
+--- @class VideoFrame a decoded picture, kept in its decoded form if that is known, which takes at most half the
+---   memory of RGB, otherwise as RGB. A frame for a card is kept in main memory, too.
 --- @field height integer
 --- @field width integer
 --- @field device string
---- @field bytes integer that it takes
+--- @field bytes integer how much memory it takes
 --- @field picture Tensor as it was decoded
 --- @field format ffi.cdata*? the cr_yuv of a picture that is not RGB
 local Frame = {}
 Frame.__index = Frame
 
--- host: the same in the main memory, if the picture is on a card.
+-- `host` is the copy in main memory of a picture on a card.
 local function frame_of(picture, format, host)
   local self = setmetatable({
     picture = picture, format = format, host = host, device = picture.device,
@@ -44,11 +44,11 @@ local function frame_of(picture, format, host)
   return self
 end
 
--- fn(the picture on the frame's device).
+-- Calls fn with the picture on the frame's device.
 local function with_picture(self, fn)
   local picture = self.picture
   if not picture then
-    if not self.host then base.fail 'frame: it has been freed' end
+    if not self.host then base.fail 'frame: this frame has been freed' end
     picture = memory.tagged('frames', self.host.to, self.host, self.device)
   end
   local result = fn(self, picture)
@@ -71,12 +71,12 @@ local function to_rgb(self, picture)
   return rgb
 end
 
---- The frame in RGB: a tensor of its own, which goes with its scope or is to be freed.
---- @return Tensor u8 [H W 3], on the frame's device, not to be written to
+--- Returns the frame in RGB, as a new tensor that belongs to the open scope.
+--- @return Tensor u8 [H W 3], on the frame's device, read-only
 function Frame:rgb() return with_picture(self, to_rgb) end
 
---- The frame with all the bits that the reader keeps.
---- @return Tensor|DeepPicture as rgb(), or, of more than 8 bits, its planes; not to be written to
+--- Returns the frame with all bits that the reader keeps.
+--- @return Tensor|DeepPicture the same as rgb(), or the planes of a picture with more than 8 bits; read-only
 function Frame:whole()
   if not is_deep(self.format) then return self:rgb() end
   return with_picture(self, function(_, picture) return deep.picture(picture:view(picture:numel()), self.format) end)
@@ -87,12 +87,12 @@ local function drop(self, name)
   self[name] = nil
 end
 
---- Gives back what it holds of a card's memory; rgb() brings it there again, for that once.
+--- Frees its memory on a card. A later rgb() uploads the picture again for that one call.
 function Frame:leave_card()
   if self.host then drop(self, 'picture') end
 end
 
---- Lets rgb() and whole() give it on another device from now on.
+--- Chooses the device on which rgb() and whole() return the frame from now on.
 --- @param device string
 function Frame:move(device)
   if self.device == device then return end
@@ -101,19 +101,19 @@ function Frame:move(device)
   self.picture, self.device = nil, device
 end
 
---- Gives its memory back; tensors from rgb() stay. Twice is fine.
+--- Frees its memory; tensors from rgb() stay valid. Calling it twice is allowed.
 function Frame:free()
   drop(self, 'picture')
   drop(self, 'host')
 end
 
---- Opens a video for reading, frame by frame, at a constant rate (25), choosing frames as
---- `ffmpeg -r 25` does; turned upright, in RGB by the stream's own matrix and range.
+--- Opens a video for reading frame by frame at a constant rate (25), for which frames are chosen as by `ffmpeg -r
+--- 25`. Frames are rotated upright and converted to RGB by the matrix and range of the stream.
 --- @param path string
---- @param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = frames are converted
---- by cr's own code where they can be, on a card always, wait = what is read are VideoFrames instead of tensors,
---- deep = frames of a video of more than 8 bits a value keep them: they are f32 [H W 3] in [0, 1], or VideoFrames whose
---- whole() has them}
+--- @param options table? {fps = 25 (0: the file's own frames), device = 'cpu', planes = convert to RGB by cr's own
+---   code where possible (always done for a card), wait = read VideoFrames instead of tensors, deep = keep all bits
+---   of a video with more than 8 bits per value: frames are f32 [H W 3] in [0, 1], or VideoFrames whose whole() has
+---   all bits}
 --- @return VideoReader
 function M.reader(path, options)
   options = options or {}
@@ -129,7 +129,8 @@ function M.reader(path, options)
   }, Reader)
 end
 
--- Frame i of the last read, on the reader's device. To a card it goes up as it was decoded.
+-- Returns frame i of the last read on the reader's device. It is uploaded to a card in its decoded form, which is
+-- smaller than RGB.
 local function take(self, handle, i, seconds)
   local t, format = tensor.new(), nil
   if not self.planes then
@@ -150,7 +151,7 @@ local function take(self, handle, i, seconds)
   return rgb
 end
 
--- One job of at most 256 frames, or the one that an earlier read began.
+-- Runs one job of at most 256 frames, or finishes the one that an earlier read began.
 local function read_some(self, n, frames)
   local begun = self.begun
   self.begun = nil
@@ -165,23 +166,23 @@ local function read_some(self, n, frames)
   return got
 end
 
--- Begins what the next read will ask for, and says that it did.
+-- Starts the job of the next read, and returns whether it did.
 local function begin(self, n)
   local job = tonumber(lib.cr_video_read_start(open_handle(self, 'read'), n))
   if job < 0 then base.raise() end
   self.begun = { job = job, n = n }
 end
 
---- The next n frames; fewer only at the end, none after it. Their times in the source, in seconds,
---- are then in `last_seconds`.
+--- Reads the next n frames. It returns fewer only at the end, and none after the end. `last_seconds` then holds their
+--- times in the source, in seconds.
 --- @param n integer? 1
---- @param ahead integer? (0) of the frames after these, as many are decoded while the caller goes on; the next read
---- must ask for at least so many, at most 256
---- @return Tensor[]|VideoFrame[] u8 [H W 3] each (of a `deep` reader perhaps f32)
+--- @param ahead integer? how many of the following frames to decode while the caller continues (0, at most 256); the
+---   next read must ask for at least that many
+--- @return Tensor[]|VideoFrame[] u8 [H W 3] each (from a `deep` reader possibly f32)
 function Reader:read(n, ahead)
   n = n or 1
   if self.begun and n < self.begun.n then
-    base.fail(('read: %d frames were begun, so fewer cannot be read'):format(self.begun.n))
+    base.fail(('read: %d frames are already being decoded, so a read of fewer is not possible'):format(self.begun.n))
   end
   local frames, ended = {}, false
   self.last_seconds = {}
@@ -193,21 +194,19 @@ function Reader:read(n, ahead)
   return frames
 end
 
---- Moves to frame `index`, so that the next read begins there: the same pictures as in a run from
---- the start.
+--- Seeks to frame `index`, where the next read begins. The frames are the same as when reading from the start.
 --- @param index integer from 0
 function Reader:seek(index)
   if self.begun then
     local job = self.begun.job
     self.begun = nil
-    await(job) -- its frames go with the next read
+    await(job) -- the next read replaces its frames
   end
   await(lib.cr_video_seek_start(open_handle(self, 'seek'), index))
   self.position = index
 end
 
---- Iterates over frames `last` down to `first`, decoding forward in pieces that hold at most `bytes`
---- of pictures.
+--- Iterates over frames from `last` down to `first`. It decodes forward in pieces of at most `bytes`.
 --- @param first integer from 0
 --- @param last integer
 --- @param bytes integer? 128 MiB
@@ -233,13 +232,13 @@ function Reader:backward(first, last, bytes)
   end
 end
 
---- Closes the file. Twice is fine.
+--- Closes the file. Calling it twice is allowed.
 function Reader:close() library.close(self, lib.cr_video_close) end
 
 --- Iterates over a video's frames: `for frame, seconds in media.frames(path) do ... end`.
 --- @param path string
---- @param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait,
---- deep (these as of media.reader)}
+--- @param options table? {fps = 25, first = 0, batch = 8 (frames decoded at once), device = 'cpu', planes, wait, deep
+---   (see media.reader)}
 --- @return fun(): Tensor?, number?
 function M.frames(path, options)
   options = options or {}

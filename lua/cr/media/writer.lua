@@ -1,4 +1,4 @@
---- Writing video files: frames are encoded while the caller goes on.
+--- Writes video files. Frames are encoded while the caller continues.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -17,7 +17,7 @@ local M = {}
 --- @field path string
 --- @field handle ffi.cdata* the cr_writer
 --- @field options table as they were given
---- @field like table? what cr.media.probe told of the video that it resembles
+--- @field like table? the result of cr.media.probe for the video given as `like`
 local Writer = {}
 Writer.__index = Writer
 
@@ -26,17 +26,17 @@ local function set_string(name, field, limit, value)
   ffi.copy(field, value)
 end
 
--- Writers whose file is being made, and what became of those that were forgotten.
+-- Writers with an unfinished file, the number of writers opened, and the failure of a writer that was collected as garbage.
 local open_writers = setmetatable({}, { __mode = 'k' })
 local opened_count, lost = 0, nil
 
 local function forgotten(note)
-  io.stderr:write(('crescent: %s: its writer was never closed: the file is finished now, with %d frames: call its close()\n')
+  io.stderr:write(('crescent: %s: the writer was never closed, so the file is finished now, with %d frames: call close()\n')
     :format(note.path, note.frames))
 end
 
--- A writer that nobody has any more: its film is finished, unless an error has ended the script, or what the prompt
--- ran, since it was last used. (A finalizer cannot wait for other tasks.)
+-- Finalizes a writer that became garbage: its film is finished, unless an error has ended the script or the command
+-- at the prompt since the writer was last used. A finalizer cannot wait for other tasks.
 local function finalizer(note)
   return function(handle)
     if note.frames == 0 or note.failed or note.errors ~= errors.uncaught or C.cr_interrupted() ~= 0 then
@@ -50,7 +50,7 @@ local function finalizer(note)
   end
 end
 
---- Finishes the films whose writers were never closed, when a script ends well.
+--- Finishes the films of writers that were never closed, when a script ends without an error.
 function M.finish_open()
   local list = {}
   for writer in pairs(open_writers) do list[#list + 1] = writer end
@@ -73,7 +73,7 @@ local function close_handle(self)
   if handle then lib.cr_writer_close(ffi.gc(handle, nil)) end
 end
 
--- The files whose sounds go along.
+-- Returns the files whose sound is added.
 local function sounds_of(o) return type(o.audio) == 'table' and o.audio or { o.audio } end
 
 local function open_writer(self, width, height)
@@ -111,26 +111,28 @@ local function open_writer(self, width, height)
   self.number, open_writers[self] = opened_count, true
 end
 
---- Opens a video file for writing: H.264 in .mp4, .mov or .mkv, VP9 in .webm, or `codec`; with
---- `lossless` FFV1 in RGB (.mkv). The file has a temporary name until close() ends it.
+--- Opens a video file for writing: H.264 in .mp4, .mov or .mkv, VP9 in .webm, or `codec`; with `lossless` FFV1 in RGB
+--- (.mkv). The file has a temporary name until close() finishes it.
 ---
---- With `like` the colour tags and the bits of a value are those of that video, and the file is made at once; without,
---- when the first frames are written. These tell the size, unless width and height do. Frames are of 8 bits: of a video
---- of more a line says so, and the file has 10 where the encoder can, and its HDR metadata. With `deep` they may also be
---- f32 [H W 3] in [0, 1], or a DeepPicture, and the file has the pixels of the video that it is like where the encoder
---- can (without such a video of 10 bits); a line says what is lost where it cannot.
+--- With `like`, the colour tags and the bit depth are those of that video, and the file is created at once; without
+--- it, the file is created when the first frames are written. The first frames determine the size unless width and
+--- height do. Frames have 8 bits per value. If the video given as `like` has more, a line says so, and the file has
+--- 10 bits, where the encoder can, and the HDR metadata of that video. With `deep`, frames may also be f32 [H W 3] in
+--- [0, 1] or a DeepPicture, and the file has the pixel format of the video given as `like` where the encoder can
+--- (without `like`, 10 bits); otherwise a line says what is lost.
 ---
---- With `live` frames are encoded without looking ahead and leave at once; `path` is what FFmpeg writes to (a URL,
---- 'pipe:1', a file that grows), or '' for memory, whose bytes take() gives. With sound_rate the sound comes by sound().
+--- With `live`, frames are encoded without lookahead and output at once. `path` is then a URL for FFmpeg, 'pipe:1',
+--- or a file that grows, or '' for memory, whose bytes take() returns. With sound_rate, the sound is supplied by
+--- sound().
 ---
---- A writer that is never closed finishes its file when the script ends or forgets it, and says so; after an error
---- nothing appears.
+--- A writer that is never closed finishes its file, and prints a warning, when it becomes garbage or the script ends.
+--- After an error no file appears.
 --- @param path string
---- @param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt =
----libav's name of the encoder's pixels ('yuv420p10le'), audio = a file whose sound goes along, or a list of
----files whose sum does, audio_gain = factor of that sum (1; see media.loudest), audio_start = seconds of it to leave out,
----audio_end = seconds of it at which it stops, comment, deep, timed = frames have times of their own, live, container = of a live
----one, FFmpeg's name (the path's ending says it), sound_rate, sound_channels (1)}
+--- @param options table? {like = a video's path, width, height, fps = 25, codec, crf = 18, lossless, pix_fmt = libav's name of
+---   the encoder's pixel format ('yuv420p10le'), audio = a file whose sound is added, or a list of files whose sum is added,
+---   audio_gain = factor of that sum (1; see media.loudest), audio_start = seconds to skip, audio_end = second at which it stops,
+---   comment, deep, timed = frames have explicit times, live, container = FFmpeg's name of a live container (by the ending of the
+---   path), sound_rate, sound_channels (1)}
 --- @return VideoWriter
 function M.writer(path, options)
   options = options or {}
@@ -149,9 +151,9 @@ function M.writer(path, options)
   return self
 end
 
--- At most one write is on its way, so that memory is bounded and a failure is heard of soon.
+-- At most one write is pending, so that memory is bounded and a failure is reported soon.
 local function settle(self, jobs)
-  self.note.failed = true -- until it is known
+  self.note.failed = true -- until success is known
   for _, job in ipairs(jobs) do library.await(job) end
   self.note.failed = nil
 end
@@ -160,7 +162,7 @@ local function opened(self, t)
   if self.ended then base.fail('write: ' .. self.path .. ' is closed') end
   local rank, o = t:dim(), self.options
   if self.handle then
-    -- The first frame knows the size better than the headers of the video that it is like.
+    -- The first frame determines the size, since the headers of the `like` video may be wrong.
     local fits = rank < 3 or (t:size(rank - 1) == self.width and t:size(rank - 2) == self.height)
     if fits or self.note.frames > 0 or (o.width and o.height) then return self.handle end
     close_handle(self)
@@ -172,7 +174,7 @@ end
 
 local SAME = { 'width', 'height', 'shift_x', 'shift_y', 'full_range', 'bits' }
 
--- Whether planes that lie as `a` says lie as `b` says.
+-- Returns whether two cr_yuv describe the same layout.
 local function same_planes(a, b)
   for _, name in ipairs(SAME) do
     if a[name] ~= b[name] then return false end
@@ -183,8 +185,8 @@ local function same_planes(a, b)
   return true
 end
 
--- A frame of more than 8 bits, in the main memory, as planes of the encoder, which are its own where they lie alike; as
--- RGB of 8 bits where the encoder takes no more.
+-- Converts a frame with more than 8 bits to planes of the encoder in main memory. Planes of the same layout are used
+-- as they are. If the encoder has 8 bits only, the frame becomes 8-bit RGB.
 local function pack_deep(self, frame)
   local format = yuv_type()
   if not self.options.deep then base.fail 'write: frames of more than 8 bits need the option deep = true' end
@@ -195,11 +197,11 @@ local function pack_deep(self, frame)
   return tensor.scope(function() return deep.planes(deep.floats(frame):clamp(0, 1), format).values:to 'cpu' end)
 end
 
---- A finished frame in the main memory, as write takes it. One on a card comes down in the encoder's
---- own planes where they are known, half as many bytes, and the encoder need not convert it: its file
---- has the same bytes.
---- @param frame Tensor|DeepPicture u8 [H W 3], or more bits as the writer's option `deep` says
---- @return Tensor a frame u8 on a CPU as it is
+--- Moves a finished frame to main memory, in a form that write() takes. A frame on a card is converted to the planes
+--- of the encoder there, if they are known: this halves the bytes to download and spares the encoder the conversion.
+--- The file has the same bytes.
+--- @param frame Tensor|DeepPicture u8 [H W 3], or more bits with the option `deep`
+--- @return Tensor the frame itself if it is u8 on the CPU
 function Writer:pack(frame)
   if deep.is(frame) or frame.dtype == 'f32' then return pack_deep(self, frame) end
   local t = frame
@@ -225,12 +227,12 @@ local function start_write(self, frames, seconds)
   return job
 end
 
---- Queues frames, which are encoded while the caller goes on; waits for those of the write before.
---- They must not be changed afterwards (freeing them is fine). Those on a card are fetched from there.
---- @param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; or what pack takes or gave
---- @param seconds number? when the first of them is shown, after those before; the option `timed` is needed
+--- Queues frames to be encoded while the caller continues, after waiting for the frames of the previous write. The
+--- frames must not be changed afterwards, but may be freed. Frames on a card are downloaded.
+--- @param frames Tensor|Tensor[] u8 [F H W 3] or [H W 3], or an array of them; also what pack() takes or returns
+--- @param seconds number? the time at which the first of them is shown, later than earlier frames; needs the option `timed`
 function Writer:write(frames, seconds)
-  if seconds and not self.options.timed then base.fail 'write: times of frames need the option timed = true' end
+  if seconds and not self.options.timed then base.fail 'write: a time for frames needs the option timed = true' end
   local list = (deep.is(frames) or type(frames) ~= 'table') and { frames } or frames
   local before, jobs = self.jobs, {}
   self.jobs = jobs
@@ -238,7 +240,7 @@ function Writer:write(frames, seconds)
   settle(self, before)
 end
 
---- Queues sound of a writer with a sound_rate: it goes along with the frames that are written after it.
+--- Queues sound for a writer with a sound_rate. It is written together with the frames that follow.
 --- @param samples Tensor f32 [n channels] on the CPU
 function Writer:sound(samples)
   if not self.handle then base.fail 'sound: the size of the frames is not known yet: open the writer with width and height' end
@@ -247,19 +249,20 @@ function Writer:sound(samples)
   self.jobs[#self.jobs + 1] = job
 end
 
---- Waits until all that was written is encoded.
+--- Waits until everything written is encoded.
 function Writer:settle()
   local before = self.jobs
   self.jobs = {}
   settle(self, before)
 end
 
---- Seconds by which the sound that has left ends before the pictures that have, once all is settled: its encoder holds them.
+--- Returns by how many seconds the output sound ends before the output pictures after settle(): the delay of the
+--- sound's encoder.
 --- @return number
 function Writer:sound_lag() return self.handle and lib.cr_writer_sound_lag(self.handle) or 0 end
 
---- What a live writer to memory has written since the last call.
---- @return string perhaps ''
+--- Returns what a live writer to memory has written since the last call.
+--- @return string may be empty
 function Writer:take()
   if not self.handle then return '' end
   local t = tensor.new()
@@ -269,9 +272,9 @@ function Writer:take()
   return bytes
 end
 
---- Encodes what is left, cuts the sound or pads it with silence to the pictures' length, and gives
---- the file its name. After close() or abort() nothing happens.
---- @return string? what a live writer to memory wrote since take()
+--- Encodes the rest, cuts the sound or pads it with silence to the length of the video, and renames the file to its
+--- final name. After close() or abort() it does nothing.
+--- @return string? what a live writer to memory has written since take()
 function Writer:close()
   if self.ended then return end
   if not self.handle then
@@ -289,7 +292,7 @@ function Writer:close()
   return result
 end
 
---- Stops, and deletes the unfinished file. After close() nothing happens.
+--- Stops and deletes the unfinished file. After close() it does nothing.
 function Writer:abort()
   self.ended, self.jobs = true, {}
   close_handle(self)

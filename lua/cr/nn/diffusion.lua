@@ -1,4 +1,4 @@
---- What diffusion models are made of besides their networks: embeddings of timesteps, draws from a posterior.
+--- Operations of diffusion models: timestep embeddings and samples of a posterior.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
@@ -13,7 +13,7 @@ local nn = {}
 --- in float64.
 --- @param timesteps number[]|Tensor [T]
 --- @param dim integer
---- @param options table? {dtype = 'f32', device = 'cpu' (of a list; a tensor's own)}
+--- @param options table? {dtype = 'f32', device = 'cpu' (for a list; a tensor stays on its device)}
 --- @return Tensor [T dim]
 function nn.timestep_embedding(timesteps, dim, options)
   options = options or none
@@ -26,10 +26,10 @@ function nn.timestep_embedding(timesteps, dim, options)
   end)
 end
 
---- A draw from a normal posterior: (mean + exp(logvar / 2) * noise) * scale, logvar limited to -30 .. 20.
+--- Draws a sample of a normal posterior: (mean + exp(logvar / 2) * noise) * scale, with logvar clamped to -30 .. 20.
 --- @param mean Tensor
 --- @param logvar Tensor like mean
---- @param noise Tensor? standard normal draws like mean; nil gives the mean
+--- @param noise Tensor? standard normal samples like mean; nil returns the scaled mean
 --- @param scale number? 1
 --- @return Tensor
 function nn.posterior_sample(mean, logvar, noise, scale)

@@ -1,9 +1,8 @@
 --- Layers as plain functions, weights first: nn.linear(w.proj, x).
 --
--- A layer's weights are a table {weight =, bias =}, usually a node of a tree made by
--- `weights.tree`, which remembers its path in the checkpoint: an error raised here names it.
--- Fused forms are options or explicit names (group_norm_silu, linear's residual) that give the same
--- numbers as the plain operations one after another.
+-- A layer's weights are a table {weight =, bias =}, usually a node of a tree made by `weights.tree`. The node knows
+-- its path in the checkpoint, and errors name it. Fused forms are options or explicit names (group_norm_silu,
+-- linear's residual) that compute the same numbers as the separate operations.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'
@@ -22,7 +21,7 @@ local new, filled, is_tensor = tensor.new, tensor.filled, tensor.is_tensor
 --- @class cr.nn
 local nn = {}
 
---- Where a node of a weight tree stands in its checkpoint, or nil.
+--- Returns the path of a node of a weight tree in its checkpoint, or nil.
 local function path_of(w)
   local meta = type(w) == 'table' and getmetatable(w)
   return meta and meta.__path
@@ -36,7 +35,7 @@ local function want(w, name, x)
   return x.c
 end
 
---- The C struct of an optional tensor: nil stays nil.
+--- Returns the C struct of an optional tensor; nil stays nil.
 local function optional(w, name, x)
   if x == nil then return nil end
   return want(w, name, x)
@@ -44,12 +43,13 @@ end
 
 local none = {}
 
--- What a quantized layer takes, as C's structs: codes, or numbers for int4; their scales; the result's dtype.
+-- Returns the input of a quantized layer as C structs: codes (for int4 the floats themselves), their scales, and the
+-- dtype of the result.
 local function quantized_input(w, name, x)
   want(w, name .. ': weight', w.weight)
   want(w, name .. ': scale', w.scale)
   if not is_tensor(x) then
-    if not quant.takes(w) then want(w, name, x) end -- which says that a tensor is needed
+    if not quant.takes(w) then want(w, name, x) end -- which raises that a tensor is needed
     return x.codes.c, x.scale and x.scale.c, base.dtypes[x.dtype]
   end
   if quant.format(w) == 'int4' then return x.c, nil, x.c.dtype end
@@ -57,8 +57,8 @@ local function quantized_input(w, name, x)
   return q.codes.c, q.scale and q.scale.c, x.c.dtype
 end
 
--- What is done with a result of a layer with a low-rank branch, or without one. `branch`: makes of x and weights
--- what `down` gives; run(x, residual, act, out): the layer itself.
+-- Runs a layer with or without a low-rank branch. `branch` computes the product of x and `down`; run(x, residual,
+-- act, out) is the layer itself.
 local function with_branch(w, x, options, branch, run)
   if not rawget(w, 'down') then return run(x, options.residual, options.act, options.out) end
   return tensor.scope(function()
@@ -88,8 +88,8 @@ local function quantized_linear(w, x, options)
 end
 
 --- act(x weight' + bias) + residual. A layer that cr.quant has quantized computes with its codes.
---- @param w table weight [N K], bias [N] or nil; of a quantized layer more (cr.quant)
---- @param x Tensor [... K], or what a producer made of one for this layer
+--- @param w table weight [N K], bias [N] or nil; for a quantized layer further fields (cr.quant)
+--- @param x Tensor [... K], or the Quantized that its producer made for this layer
 --- @param options table? {act = 'silu'|'gelu'|'relu', residual = Tensor [... N], out = Tensor to fill}
 --- @return Tensor [... N]
 function nn.linear(w, x, options)
@@ -149,8 +149,8 @@ local function quantized_conv2d(w, x, options)
 end
 
 --- act(convolution + bias) + residual, channels-last. A layer that cr.quant has quantized computes with its codes.
---- @param w table weight [O kh kw C/groups], bias [O] or nil; of a quantized layer more (cr.quant)
---- @param x Tensor [N H W C], or what a producer made of one for this layer
+--- @param w table weight [O kh kw C/groups], bias [O] or nil; for a quantized layer further fields (cr.quant)
+--- @param x Tensor [N H W C], or the Quantized that its producer made for this layer
 --- @param options table? {stride = 1|{h, w}, padding = 0|{h, w}|{top, bottom, left, right}, dilation,
 ---   groups, act, residual, slope (PReLU's [O]), out = Tensor to fill}
 --- @return Tensor [N H' W' O]
@@ -166,11 +166,11 @@ function nn.conv2d(w, x, options)
   return out
 end
 
---- The picture doubled by repeating pixels, then a 3x3 convolution of the same size:
---- conv2d(w, upsample_nearest(x, 2), { padding = 1 }). With `folded` weights it is one convolution of the
---- small picture (cr.upsample), unless the card's option conv_upsample is off.
---- @param w table weight [O 3 3 C], bias [O] or nil; folded (of cr.upsample's `made`) or nil
---- @param x Tensor [N H W C], or what a producer made of one for `folded`
+--- Doubles a picture by repeating pixels, then applies a 3x3 convolution: conv2d(w, upsample_nearest(x, 2), { padding
+--- = 1 }). With `folded` weights it is a single convolution of the small picture (lua/cr/nn/upsample.lua), unless the
+--- card's option conv_upsample is off.
+--- @param w table weight [O 3 3 C], bias [O] or nil; folded (made by lua/cr/nn/upsample.lua) or nil
+--- @param x Tensor [N H W C], or the Quantized that its producer made for `folded`
 --- @return Tensor [N 2H 2W O]
 function nn.upsample_conv2d(w, x)
   return tensor.scope(function()
@@ -191,14 +191,15 @@ function nn.upsample_conv2d(w, x)
   end)
 end
 
---- Group normalization. Statistics cover everything but the first dimension, so the view decides:
---- [B*F H W C] is per frame, [B F H W C] over all frames of the window.
+--- Group normalization. Statistics are computed over all dimensions but the first, so the view determines them: [B*F
+--- H W C] is normalized per frame, [B F H W C] over all frames of the window.
 --- @param w table weight [C], bias [C]
 --- @param x Tensor [N ... C]
 --- @param groups integer
 --- @param eps number
---- @param options table? {silu = true, bias_before = Tensor [N C], added to x first, codes = layer: what that takes}
---- @return Tensor|Quantized or the codes that the layer takes
+--- @param options table? {silu = true, bias_before = Tensor [N C] added to x first, codes = a quantized layer: the
+---   result is what that layer takes}
+--- @return Tensor|Quantized the Quantized if `codes` is given
 function nn.group_norm(w, x, groups, eps, options)
   options = options or none
   if options.codes and quant.takes(options.codes) then
@@ -221,7 +222,7 @@ end
 
 local with_silu = { silu = true }
 
---- Group normalization followed by SiLU, in one pass.
+--- Group normalization followed by SiLU, fused.
 --- @return Tensor
 function nn.group_norm_silu(w, x, groups, eps) return nn.group_norm(w, x, groups, eps, with_silu) end
 
@@ -229,9 +230,9 @@ function nn.group_norm_silu(w, x, groups, eps) return nn.group_norm(w, x, groups
 --- @param w table weight [C], bias [C]
 --- @param x Tensor [... C]
 --- @param eps number? 1e-5
---- @param options table? {after = Tensor, broadcast and added to the result (a position encoding), codes = layer: what
----   that takes}
---- @return Tensor|Quantized or the codes that the layer takes
+--- @param options table? {after = Tensor that is broadcast and added to the result (a position encoding), codes = a
+---   quantized layer: the result is what that layer takes}
+--- @return Tensor|Quantized the Quantized if `codes` is given
 function nn.layer_norm(w, x, eps, options)
   options = options or none
   if options.codes and quant.takes(options.codes) then
@@ -251,22 +252,22 @@ function nn.layer_norm(w, x, eps, options)
   return out
 end
 
---- softmax(scale q k' + mask) v by heads. Views with gaps (of a packed qkv, or frames seen as
---- tokens) need no copy.
+--- Multi-head attention: softmax(scale q k' + mask) v. Non-contiguous views (of a packed qkv, or of frames as tokens)
+--- need no copy.
 --- @param q Tensor [... T h*d]
 --- @param k Tensor [... S h*d]
 --- @param v Tensor [... S h*dv]
---- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32 (added to the scores) or bool (true: is
----   attended to), out = Tensor to fill (any strides), codes = layer: what that takes; `out` is then of codes, and the
----   layer's input static}
---- @return Tensor|Quantized [... T h*dv], or the codes that the layer takes
+--- @param options table? {heads = 1, scale = number (1 / sqrt d), mask = Tensor f32 (added to the scores) or bool
+---   (true where attention is allowed), out = Tensor to fill (any strides), codes = a quantized layer: the result is
+---   what that layer takes, and `out` then holds codes, which requires a layer with static input scale}
+--- @return Tensor|Quantized [... T h*dv]; the Quantized if `codes` is given
 function nn.attention(q, k, v, options)
   options = options or none
   local mask = options.mask
   if mask and mask.dtype == 'bool' then mask = tensor.where(mask, 0, -math.huge) end
   if options.codes and quant.takes(options.codes) then
     local made, divisor = quant.target(options.codes, q.dtype)
-    if options.out and made.scale then base.fail 'attention: codes go to `out` only if the layer has an `input`' end
+    if options.out and made.scale then base.fail 'attention: codes can be written to `out` only if the layer has an `input`' end
     made.codes = options.out or made.codes
     base.check(C.cr_quant_attention(made.codes.c, made.scale and made.scale.c, q.c, k.c, v.c, options.heads or 1,
       options.scale or 0, mask and mask.c, divisor, quant.code_dtype(options.codes)))
@@ -281,8 +282,8 @@ end
 ---
 ---     h = nn.geglu(nn.linear(w.proj, x))
 --- @param x Tensor [... 2D]
---- @param options table? {codes = layer: what that takes}
---- @return Tensor|Quantized [... D], or the codes that the layer takes
+--- @param options table? {codes = a quantized layer: the result is what that layer takes}
+--- @return Tensor|Quantized [... D]; the Quantized if `codes` is given
 function nn.geglu(x, options)
   if options and options.codes and quant.takes(options.codes) then
     local q, divisor = quant.target(options.codes, x.dtype)
@@ -293,7 +294,7 @@ function nn.geglu(x, options)
   return filled(out, C.cr_geglu(out.c, x.c))
 end
 
--- linear_geglu of a layer that takes codes: static codes for the next layer, or numbers.
+-- linear_geglu of a quantized layer. It returns static codes for the next layer, or floats.
 local function quantized_linear_geglu(w, x, options)
   return tensor.scope(function()
     local codes, scale, dtype = quantized_input(w, 'linear_geglu', x)
@@ -310,18 +311,19 @@ local function quantized_linear_geglu(w, x, options)
   end)
 end
 
---- geglu(linear(w, x)). On Hopper one kernel may do it (the card's option linear_geglu).
+--- geglu(linear(w, x)). On Hopper it is one kernel if the card's option linear_geglu is on.
 ---
 ---     h = nn.linear_geglu(w.proj, x)
---- @param w table weight [2D K], the values' rows first, bias [2D] or nil; of a quantized layer more (cr.quant)
---- @param x Tensor [... K], or what a producer made of one for this layer
---- @param options table? {out = Tensor to fill, codes = layer: what that takes, not with `out`}
---- @return Tensor|Quantized [... D], or the codes that the layer takes
+--- @param w table weight [2D K], the values' rows first, bias [2D] or nil; for a quantized layer further fields (cr.quant)
+--- @param x Tensor [... K], or the Quantized that its producer made for this layer
+--- @param options table? {out = Tensor to fill, codes = a quantized layer: the result is what that layer takes (not
+---   together with `out`)}
+--- @return Tensor|Quantized [... D]; the Quantized if `codes` is given
 function nn.linear_geglu(w, x, options)
   options = options or none
   local codes = options.codes and quant.takes(options.codes) and options.codes
   if rawget(w, 'scale') then
-    -- Scales of rows need whole rows, which only a pass behind sees.
+    -- Scales by row need whole rows, which only a separate pass over the result sees.
     local static = not codes or rawget(codes, 'input')
     if quant.takes(w) and static then return quantized_linear_geglu(w, x, options) end
     return tensor.scope(nn.geglu, nn.linear(w, x), options)
@@ -356,18 +358,19 @@ function nn.relu(x) return x:relu() end
 --- @return Tensor of x's shape
 function nn.softmax(x, dim) return x:softmax(dim) end
 
---- A picture at another size.
+--- Resizes a picture.
 --- @param x Tensor [N H W C] or [H W C]
 --- @param height integer
 --- @param width integer
---- @param method string 'nearest', 'bilinear', 'linear' (of u8 in OpenCV's fixed point), 'bilinear_edge', 'bicubic_aa' or 'lanczos4'
+--- @param method string 'nearest', 'bilinear', 'linear' (u8 in OpenCV's fixed-point arithmetic), 'bilinear_edge',
+---   'bicubic_aa' or 'lanczos4'
 --- @return Tensor
 function nn.resize(x, height, width, method)
   local out = new()
   return filled(out, C.cr_resize(out.c, x.c, height, width, base.resize_methods[method or 'nearest']))
 end
 
---- Every pixel repeated `factor` times in both directions.
+--- Repeats every pixel `factor` times in both directions.
 --- @param x Tensor [N H W C]
 --- @param factor integer? 2
 --- @return Tensor
@@ -378,13 +381,13 @@ function nn.upsample_nearest(x, factor)
   return nn.resize(x, x.c.shape[h] * factor, x.c.shape[h + 1] * factor, 'nearest')
 end
 
---- The channels of a pixel, in the order row, column, channel, as scale x scale pixels; `base`, each of its pixels
---- repeated so often, is added. Shi et al. 2016.
+--- Rearranges the channels of a pixel, in the order row, column, channel, to scale x scale pixels. `base`, upsampled
+--- by repeating its pixels, is added. Shi et al. 2016.
 --- @param x Tensor [N H W scale*scale*C], f32, f16 or bf16
 --- @param scale integer 1 to 16
---- @param options table? {base = Tensor [N H W C], dtype = x's, 'f32', 'u8' (clamped to 0..1, times 255, rounded) or 'i16'
----   (the same times 65535: an unsigned number's bits, as media.write_picture takes them), flaw = Tensor i32 [1] that becomes
----   1 if a number of the result is not finite}
+--- @param options table? {base = Tensor [N H W C], dtype = x's, 'f32', 'u8' (clamped to 0..1, times 255, rounded) or
+---   'i16' (the same times 65535, as the bits of an unsigned number, which media.write_picture takes), flaw = Tensor
+---   i32 [1] that is set to 1 if an element of the result is not finite}
 --- @return Tensor [N scale*H scale*W C]
 function nn.pixel_shuffle(x, scale, options)
   options = options or none
@@ -395,16 +398,17 @@ end
 
 local more, more_rows, padding = layers(nn.conv2d)
 
---- Pads with a number, or by a tensor's own elements: before and after list elements per dimension, for those left out 0.
+--- Pads with a number or with the tensor's own elements. `before` and `after` list the padding of each dimension; it
+--- is 0 for dimensions that are left out.
 --- @param x Tensor
 --- @param before integer[]
 --- @param after integer[]
---- @param value number|string|nil 0, or 'reflect' (without the edge), 'replicate' (the edge goes on), 'circular'
+--- @param value number|string|nil 0, or 'reflect' (without repeating the edge), 'replicate' (repeats the edge), 'circular'
 --- @return Tensor
 function nn.pad(x, before, after, value)
   local rank = x.c.rank
   if #before > rank or #after > rank then
-    base.fail(('pad: %s has %d dimensions, and more are padded'):format(tensor.shape_text(x), rank))
+    base.fail(('pad: %s has only %d dimensions, but more are padded'):format(tensor.shape_text(x), rank))
   end
   if type(value) == 'string' then return padding.by_own(x, before, after, value) end
   local b, a = ffi.new 'int32_t[8]', ffi.new 'int32_t[8]'
@@ -470,15 +474,15 @@ local rows = {
   silu = { x }, gelu = { x }, relu = { x }, softmax = { x, maybe(integer) },
   resize = { x, integer, integer,
     maybe(arguments.choice('method', names_of(base.resize_methods, C.CR_RESIZE_METHODS), {
-      area = "nn.interpolate(x, { size = { h, w }, mode = 'area' }) has it",
-      bicubic = "nn.interpolate(x, { size = { h, w }, mode = 'bicubic' }) has it, and bicubic_aa averages where it makes smaller",
+      area = "use nn.interpolate(x, { size = { h, w }, mode = 'area' })",
+      bicubic = "use nn.interpolate(x, { size = { h, w }, mode = 'bicubic' }), or bicubic_aa, which is antialiased",
     })) },
   upsample_nearest = { x, maybe(integer) },
   pixel_shuffle = { x, arguments.positive, maybe(arguments.options {
     base = result, flaw = out, dtype = maybe(arguments.choice('dtype', { 'f32', 'f16', 'bf16', 'u8', 'i16' })),
   }) },
-  pad = { x, per_dimension, per_dimension, maybe(arguments.either('a number or a way of padding', arguments.number,
-    arguments.choice('way of padding', padding.modes))) },
+  pad = { x, per_dimension, per_dimension, maybe(arguments.either('a number or a mode of padding', arguments.number,
+    arguments.choice('mode of padding', padding.modes))) },
   max_pool2d = { x, arguments.options { kernel = steps, stride = maybe(steps), padding = maybe(edges) } },
 }
 for _, part in ipairs { { more, more_rows }, { resampling.functions, resampling.rows }, { diffusion.functions, diffusion.rows } } do

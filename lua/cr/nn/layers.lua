@@ -1,5 +1,5 @@
---- Layers that are lines over other operations: convolutions of one dimension and transposed ones, averages, tables of
---- vectors. init.lua hands over the convolution that they are made of.
+--- Layers composed of other operations: one-dimensional and transposed convolutions, average pooling, RMS norm,
+--- embeddings. init.lua passes in the convolution that they use.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
@@ -13,7 +13,7 @@ local function pair(v)
   return v, v
 end
 
--- A layer's weight, or one sentence.
+-- Returns the weight of a layer, or fails.
 local function weight_of(name, w) return tensor.want_tensor(name .. ': weight', w.weight) end
 
 --- @param conv2d function nn.conv2d
@@ -44,7 +44,7 @@ return function(conv2d)
     end)
   end
 
-  -- x [N H W C] with zeros between its pixels.
+  -- Inserts zeros between the pixels of x [N H W C].
   local function spread(x, sh, sw)
     if sh == 1 and sw == 1 then return x end
     local N, H, W, C = unpack(x.shape)
@@ -53,7 +53,7 @@ return function(conv2d)
     return wide:view(N, H * sh, W * sw, C):narrow(2, 1, (H - 1) * sh + 1):narrow(3, 1, (W - 1) * sw + 1):contiguous()
   end
 
-  -- The kernel that a transposed convolution turns around: [C kh kw O/g] as conv2d's [O kh kw C/g].
+  -- Flips the kernel [C kh kw O/g] of a transposed convolution and rearranges it to conv2d's [O kh kw C/g].
   local function turned(weight, groups)
     local C, kh, kw, O = unpack(weight.shape)
     local w = weight:flip { 2, 3 }:view(groups, C / groups, kh, kw, O)
@@ -63,8 +63,8 @@ return function(conv2d)
   --- Transposed convolution, which enlarges by its stride: torch's conv_transpose2d.
   --- @param w table weight [C kh kw O/groups], bias [O] or nil
   --- @param x Tensor [N H W C]
-  --- @param options table? {stride = 1|{h, w}, padding = 0|{h, w} (of the result, cut off), output_padding = 0|{h, w} (added
-  ---   below and to the right), dilation = 1|{h, w}, groups = 1}
+  --- @param options table? {stride = 1|{h, w}, padding = 0|{h, w} (cropped from the result), output_padding = 0|{h,
+  ---   w} (added at the bottom and right), dilation = 1|{h, w}, groups = 1}
   --- @return Tensor [N (H-1)*stride - 2*padding + dilation*(kh-1) + output_padding + 1 ... O]
   function nn.conv_transpose2d(w, x, options)
     options = options or none
@@ -93,7 +93,8 @@ return function(conv2d)
 
   --- Average over windows.
   --- @param x Tensor [N H W C]
-  --- @param options table {kernel, stride (= kernel), padding = 0, count_padding = true (false: zeros around are not counted)}
+  --- @param options table {kernel, stride (= kernel), padding = 0, count_padding = true (false: the padding does not
+  ---   count in the average)}
   --- @return Tensor
   function nn.avg_pool2d(x, options)
     local kh, kw = pair(options.kernel)
@@ -126,13 +127,13 @@ return function(conv2d)
     end)
   end
 
-  --- Rows of a table of vectors by their numbers, from 1: nn.embedding(w, tokens).
+  --- Looks up rows of a table by their indices, from 1: nn.embedding(w, tokens).
   --- @param w table weight [V C]
   --- @param index Tensor i64 or i32 [...]
   --- @return Tensor [... C]
   function nn.embedding(w, index)
     local weight = weight_of('embedding', w)
-    if weight:dim() ~= 2 then base.fail(('embedding: the weight [V C] is %s'):format(shape_text(weight))) end
+    if weight:dim() ~= 2 then base.fail(('embedding: the weight must be [V C], not %s'):format(shape_text(weight))) end
     return tensor.scope(function()
       local shape = index.shape
       shape[#shape + 1] = weight:size(2)
@@ -141,7 +142,7 @@ return function(conv2d)
   end
 
   local MODES = {
-    -- Where place i of 0 .. n - 1 is read, i from -before to n - 1 + after.
+    -- The source index in 0 .. n - 1 for index i from -before to n - 1 + after.
     replicate = function(i, n) return math.max(0, math.min(n - 1, i)) end,
     circular = function(i, n) return i % n end,
     reflect = function(i, n)
@@ -152,7 +153,7 @@ return function(conv2d)
   }
   local padding = { modes = { 'circular', 'reflect', 'replicate' } }
 
-  --- Pads by a tensor's own elements, dimension by dimension.
+  --- Pads with a tensor's own elements, dimension by dimension.
   --- @param x Tensor
   --- @param before integer[]
   --- @param after integer[]

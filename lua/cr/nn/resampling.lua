@@ -1,4 +1,4 @@
---- Pictures at other sizes and by grids of points as torch computes them, and distances between pictures.
+--- Resizing and grid sampling as torch computes them, and distances between pictures.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
@@ -10,7 +10,7 @@ local nn = {}
 
 -- ---- other sizes ----------------------------------------------------------------------------------------
 
--- Weights of distances; a: Keys's cubic (-0.75 in torch, -0.5 where it is antialiased).
+-- Filter weights by distance. `a` is the parameter of Keys' cubic: -0.75 in torch, but -0.5 for antialiased resizing.
 local function triangle(t) return math.max(0, 1 - math.abs(t)) end
 local function cubic(a)
   return function(t)
@@ -21,12 +21,12 @@ local function cubic(a)
   end
 end
 
--- The rows of a matrix [out in] that resamples one side: list of {place = weight}, places from 0.
+-- The rows of a matrix [out in] that resamples one dimension. Each is {index = weight}, with indices from 0.
 local ROWS = {}
 
 function ROWS.nearest(i, n, _, scale) return { [math.min(n - 1, math.floor(i * scale))] = 1 } end
 
--- The mean of what a pixel of the result covers, whole pixels each.
+-- The mean of the pixels that a pixel of the result covers, each counted whole.
 function ROWS.area(i, n, m)
   local first, last = math.floor(i * n / m), math.ceil((i + 1) * n / m)
   local row = {}
@@ -45,7 +45,7 @@ local function by_kernel(kernel, width, antialiased)
       if o.antialias then
         if p >= 0 and p < n then row[p], sum = weight, sum + weight end
       else
-        local q = math.max(0, math.min(n - 1, p)) -- the edge goes on
+        local q = math.max(0, math.min(n - 1, p)) -- repeats the edge
         row[q], sum = (row[q] or 0) + weight, sum + weight
       end
     end
@@ -65,10 +65,10 @@ local function matrix(n, m, o, like)
   return out:to(like.dtype):to(like.device)
 end
 
---- A picture at another size as torch.nn.functional.interpolate makes it, by a product with a matrix for each side.
+--- Resizes a picture as torch.nn.functional.interpolate does, by a matrix product for each dimension.
 --- @param x Tensor [N H W C]
---- @param options table {size = integer[] (height, width), scale = number (in place of a size),
----   mode = 'nearest'|'bilinear'|'bicubic'|'area', align_corners = false, antialias = false}
+--- @param options table {size = integer[] (height, width), scale = number (instead of `size`), mode =
+---   'nearest'|'bilinear'|'bicubic'|'area', align_corners = false, antialias = false}
 --- @return Tensor [N H' W' C] of x's dtype
 function nn.interpolate(x, options)
   if x:dim() ~= 4 then base.fail(('interpolate: a picture [N H W C] is needed, not %s'):format(shape_text(x))) end
@@ -77,20 +77,20 @@ function nn.interpolate(x, options)
   if (o.size == nil) == (o.scale == nil) then base.fail 'interpolate: give size = {height, width} or scale = number' end
   local h, w = math.floor(H * (o.scale or 1)), math.floor(W * (o.scale or 1))
   if o.size then h, w = o.size[1], o.size[2] or o.size[1] end
-  if h < 1 or w < 1 then base.fail(('interpolate: a picture of %d x %d pixels is none'):format(h, w)) end
+  if h < 1 or w < 1 then base.fail(('interpolate: a picture cannot have %d x %d pixels'):format(h, w)) end
   return tensor.scope(function()
     local dtype = x.dtype
     local y = (dtype == 'f32' or dtype == 'f64') and x or x:to 'f32'
     y = matrix(H, h, o, y):matmul(y:reshape(N, H, W * C)) -- [N h W*C]
     y = matrix(W, w, o, y):matmul(y:view(N, h, W, C))
     if y.dtype == dtype then return y end
-    return (dtype == 'f16' or dtype == 'bf16') and y:to(dtype) or y:round():to(dtype) -- which saturates
+    return (dtype == 'f16' or dtype == 'bf16') and y:to(dtype) or y:round():to(dtype) -- the conversion saturates
   end)
 end
 
 -- ---- grids of points ------------------------------------------------------------------------------------
 
--- x's pixels at whole places [N H' W'] of columns and rows, 0 outside unless they are moved to the edge: [N H' W' C].
+-- Returns the pixels of x at integer columns and rows [N H' W']. Outside they are 0, or clamped to the edge: [N H' W' C].
 local function pixels(x, column, row, to_edge)
   local N, H, W, C = unpack(x.shape)
   local inside = not to_edge and column:ge(0):logical_and(column:le(W - 1)):logical_and(row:ge(0)):logical_and(row:le(H - 1))
@@ -102,7 +102,7 @@ local function pixels(x, column, row, to_edge)
   return inside and y:masked_fill(inside:logical_not():unsqueeze(4), 0) or y
 end
 
---- x read at a grid of points, as torch.nn.functional.grid_sample reads it.
+--- Samples x at a grid of points, as torch.nn.functional.grid_sample does.
 --- @param x Tensor [N H W C]
 --- @param grid Tensor [N H' W' 2]: column and row, -1 to 1 over the picture
 --- @param options table? {mode = 'bilinear'|'nearest', padding = 'zeros'|'border', align_corners = false}
@@ -135,13 +135,13 @@ end
 
 -- ---- distances ------------------------------------------------------------------------------------------
 
---- The mean of squared differences.
+--- The mean of the squared differences.
 --- @param a Tensor
 --- @param b Tensor
 --- @return Tensor a scalar
 function nn.mse_loss(a, b) return tensor.scope(function() return (a - b):square():mean() end) end
 
---- The mean of absolute differences.
+--- The mean of the absolute differences.
 --- @param a Tensor
 --- @param b Tensor
 --- @return Tensor a scalar
@@ -149,7 +149,7 @@ function nn.l1_loss(a, b) return tensor.scope(function() return (a - b):abs():me
 
 local TAPS, SIGMA = 11, 1.5
 
--- Averages over Gaussian windows that fit: [B H W] to [B H-10 W-10].
+-- Averages over all Gaussian windows inside the picture: [B H W] to [B H-10 W-10].
 local function averages(x, down, across) return down:matmul(x):matmul(across) end
 
 local function gaussian(n, like)
@@ -162,11 +162,11 @@ local function gaussian(n, like)
   return out:to(like.device)
 end
 
---- The mean structural similarity of pictures: a Gaussian window of 11 x 11 pixels and deviation 1.5, by channel.
---- Wang, Bovik, Sheikh, Simoncelli 2004.
+--- The mean structural similarity (SSIM) of pictures, by channel, with a Gaussian window of 11 x 11 pixels and
+--- standard deviation 1.5. Wang, Bovik, Sheikh, Simoncelli 2004.
 --- @param a Tensor [N H W C]
 --- @param b Tensor like a
---- @param options table? {range = 1 (from the least to the greatest value that pixels can have; 255 of u8)}
+--- @param options table? {range = 1 (the largest minus the smallest possible value of a pixel; 255 for u8)}
 --- @return Tensor a scalar, 1 for equal pictures
 function nn.ssim(a, b, options)
   local s = a.shape

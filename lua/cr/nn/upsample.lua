@@ -1,15 +1,15 @@
---- Doubling a picture and the 3x3 convolution after it as one convolution of the small picture.
+--- Computes the doubling of a picture and the following 3x3 convolution as one convolution of the small picture.
 --
--- In the doubled picture every pixel stands beside a copy of itself, so a 3x3 window sees 2x2 pixels of
--- the small one. Which taps fall on one pixel depends on whether the result's row is even or odd:
+-- In the doubled picture every pixel is next to a copy of itself, so a 3x3 window covers 2x2 pixels of the small
+-- picture. Which taps fall on the same pixel depends on whether the row of the result is even or odd:
 --
 --     row 2i      taps 0 and 1 + 2 on rows i - 1 and i
 --     row 2i + 1  taps 0 + 1 and 2 on rows i and i + 1
 --
--- and columns alike. So each of the four phases (row's parity, column's parity) of the result is a 2x2
--- convolution of the small picture with sums of taps: 4/9 of the arithmetic, and no doubled picture. All
--- four are done at once, as 4 O results of one convolution padded by 1 all around, [N H+1 W+1 4O]: phase
--- (a, b) are its H x W pixels from row a and column b on, and one copy puts them in their places.
+-- and the same holds for columns. So each of the four phases (row parity, column parity) of the result is a 2x2
+-- convolution of the small picture with sums of taps. This takes 4/9 of the arithmetic and no doubled picture. One
+-- convolution with padding 1 and 4 O output channels computes all four phases, [N H+1 W+1 4O]: phase (a, b) is its H
+-- x W pixels from row a and column b on, and one copy interleaves the phases.
 
 local base = require 'cr.ffi'
 local tensor = require 'cr.tensor'
@@ -18,14 +18,14 @@ local C = base.C
 
 local M = {}
 
--- The two phases of the taps along dimension d.
+-- Returns the two phases of the taps along dimension d.
 local function phases(w, d)
   local first, middle, last = w:narrow(d, 1, 1), w:narrow(d, 2, 1), w:narrow(d, 3, 1)
   return { tensor.cat({ first, middle + last }, d), tensor.cat({ first + middle, last }, d) }
 end
 
---- The weights of the four phases, rows' parity first; the taps are summed in float32 (float64 for
---- float64).
+--- Returns the weights of the four phases, with the row parity as the slower index. The taps are summed in float32
+--- (float64 for float64).
 --- @param weight Tensor [O 3 3 C]
 --- @return Tensor [4O 2 2 C], float32 or float64
 function M.fold(weight)
@@ -39,9 +39,9 @@ function M.fold(weight)
   end)
 end
 
---- weights.tree's `made` for convolutions that follow a doubling: NAME.weight and NAME.bias also stand in
---- NAME.folded, as nn.upsample_conv2d takes them. Sums are made of the file's numbers and rounded once.
---- @param names string[] endings of the convolutions' names
+--- Returns the option `made` of weights.tree for convolutions that follow a doubling. It adds NAME.folded, with the
+--- weight and bias that nn.upsample_conv2d takes. The taps are summed from the file's numbers and rounded once.
+--- @param names string[] the endings of the convolutions' names
 function M.made(names)
   local list = {}
   for _, name in ipairs(names) do
@@ -59,8 +59,8 @@ function M.made(names)
   return list
 end
 
---- Puts the four phases in their places.
---- @param y Tensor [N H+1 W+1 4O], without gaps: the convolution with folded weights, padded by 1
+--- Interleaves the four phases.
+--- @param y Tensor [N H+1 W+1 4O], contiguous: the convolution with folded weights and padding 1
 --- @return Tensor [N 2H 2W O]
 function M.interleave(y)
   local N, H, W, O = y:size(1), y:size(2) - 1, y:size(3) - 1, y:size(4) / 4

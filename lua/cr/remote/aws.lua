@@ -1,6 +1,6 @@
---- Requests to AWS's services and those that speak like them: signed, tried again where that may help.
+--- Signed requests to AWS's services and compatible ones, retried where that may help.
 --
--- Invariant: a problem is one sentence, with the service's own code and message, and holds no key, token or signature.
+-- Invariant: an error is one sentence with the service's own code and message. It contains no key, token or signature.
 
 local credentials = require 'cr.remote.credentials'
 local digest = require 'cr.digest'
@@ -14,7 +14,7 @@ local url = require 'cr.remote.url'
 
 local M = {}
 
--- Codes that may pass though their status does not say so.
+-- Error codes that may be temporary although their HTTP status does not say so.
 local PASS = {
   RequestTimeout = true, RequestTimeoutException = true, SlowDown = true, Throttling = true, ThrottlingException = true,
   ThrottledException = true, RequestThrottled = true, TooManyRequestsException = true, ConditionalRequestConflict = true,
@@ -26,11 +26,11 @@ local ENDED = { ExpiredToken = true, ExpiredTokenException = true, RequestExpire
 --- @field service string
 --- @field region string
 --- @field endpoint string without a slash at its end
---- @field own boolean whether the endpoint is not of AWS
+--- @field own boolean whether the endpoint is not AWS's
 local Client = {}
 Client.__index = Client
 
---- The region that the environment or the profile names.
+--- Returns the region that the environment or the profile names.
 --- @return string?
 function M.region()
   local region = os.getenv 'AWS_REGION' or os.getenv 'AWS_DEFAULT_REGION'
@@ -38,15 +38,15 @@ function M.region()
   return (profiles.read() or {}).region
 end
 
-local chains = {} -- one chain a region, whatever the services
+local chains = {} -- one chain for each region, shared by all services
 
---- @param o table {service = 'sqs', region, endpoint: in place of AWS's own}
+--- @param o table {service = 'sqs', region, endpoint = instead of AWS's own}
 --- @return AwsClient
 function M.new(o)
   local region = o.region or M.region()
   local endpoint = o.endpoint or os.getenv('AWS_ENDPOINT_URL_' .. o.service:upper()) or os.getenv 'AWS_ENDPOINT_URL'
   if not region then
-    errors.fail(('%s: there is no region: set AWS_REGION, or write region=… in the URL'):format(o.service:upper()))
+    errors.fail(('%s: no region is given: set AWS_REGION, or write region=… in the URL'):format(o.service:upper()))
   end
   chains[region] = chains[region] or credentials.chain(region)
   return setmetatable({
@@ -55,7 +55,7 @@ function M.new(o)
   }, Client)
 end
 
--- The code and message of an error's body, JSON or XML.
+-- Returns the code and message in the body of an error, in JSON or XML.
 local function explained(answer)
   local body = answer.body
   local value = body:find '^%s*{' and json.decode(body)
@@ -71,7 +71,7 @@ local function sentence(what, answer, code, message)
   return ('%s: %s'):format(what, text)
 end
 
--- One try. The headers that a signature needs come on top of the caller's.
+-- Makes one attempt. The headers for the signature are added to the caller's.
 local function try(self, what, o)
   local keys = self.chain:get()
   local headers = {}
@@ -85,7 +85,7 @@ local function try(self, what, o)
     sign = { service = self.service, region = o.region or self.region, id = keys.id, key = keys.key },
   }
   if not answer then return nil, ('%s: %s'):format(what, problem), true, received end
-  -- S3 may answer with 200 before it knows that it fails.
+  -- S3 may answer with status 200 before an operation fails.
   if answer.status < 300 and not answer.body:find '^%s*<%?xml[^>]*>%s*<Error>' then return answer end
   local code, message = explained(answer)
   answer.code = code
@@ -95,13 +95,13 @@ local function try(self, what, o)
   return nil, sentence(what, answer, code, message), passes, 0, answer
 end
 
---- Asks a service.
---- @param what string for sentences: 's3://bucket/key'
---- @param o table {method, path, query, headers, body, file, out, limit, idle: as of http.request; sha256 = the body's, of a file;
----   accept = {[404] = true}: statuses that are no errors; tries; endpoint, region: others than the client's;
----   again = fun(received: integer, answer: HttpAnswer?): boolean?, called after each failure, says true where another try goes
----   on from where this one ended}
---- @return HttpAnswer? nil: it failed for good
+--- Sends a request to a service.
+--- @param what string names the request in messages: 's3://bucket/key'
+--- @param o table {method, path, query, headers, body, file, out, limit, idle (see http.request); sha256 = the digest
+---   of a body that is a file; accept = {[404] = true}: statuses that are not errors; tries; endpoint, region (the
+---   client's); again = fun(received: integer, answer: HttpAnswer?): boolean?, called after each failure; true means
+---   that the next attempt resumes where this one ended}
+--- @return HttpAnswer? nil if all attempts failed
 --- @return string? problem
 --- @return boolean? whether it may pass
 function Client:request(what, o)

@@ -1,8 +1,8 @@
---- AWS credentials, from where AWS's tools look for them, in their order: the environment, a profile's role, a web
---- identity (IRSA), the shared files, a container's endpoint (Pod Identity, ECS), instance metadata (IMDSv2).
+--- AWS credentials, searched in the same order as by AWS's tools: the environment, a profile's role, a web identity
+--- (IRSA), the shared files, a container's endpoint (Pod Identity, ECS), instance metadata (IMDSv2).
 --
--- Invariants: they are renewed some minutes before they end, by one task at a time; while that fails, those in hand serve
--- as long as they last. No key or token is in any sentence or file of ours.
+-- Invariants: credentials are renewed some minutes before they expire, by one task at a time. If renewal fails, the
+-- current ones are used until they expire. No key or token appears in a message or in a file that we write.
 
 local errors = require 'cr.errors'
 local files = require 'cr.files'
@@ -16,7 +16,7 @@ local digest = require 'cr.digest'
 
 local M = {}
 
-local EARLY = 300 -- seconds before their end
+local EARLY = 300 -- seconds before they expire
 
 --- @class Credentials
 --- @field id string
@@ -24,7 +24,7 @@ local EARLY = 300 -- seconds before their end
 --- @field token string?
 --- @field expires number? seconds since 1970
 
--- 2026-11-30T15:00:00Z as seconds since 1970.
+-- Converts 2026-11-30T15:00:00Z to seconds since 1970.
 local function seconds_of(text)
   local y, m, d, hour, minute, second = tostring(text):match '^(%d+)-(%d+)-(%d+)T(%d+):(%d+):(%d+)'
   if not y then return nil end
@@ -45,7 +45,7 @@ local function credentials(id, key, token, expires)
   return { id = id, key = key, token = token ~= '' and token or nil, expires = expires }
 end
 
--- Asks a service; raises one sentence if it does not answer with 200.
+-- Sends a request and fails unless the status is 200.
 local function ask(what, o, tries)
   o.limit, o.idle = 2 ^ 20, 10
   local answer, problem = retry.call(function()
@@ -59,11 +59,11 @@ local function ask(what, o, tries)
   return answer.body
 end
 
--- What a container's endpoint and instance metadata answer with.
+-- Parses the answer of a container's endpoint or of instance metadata.
 local function from_json(what, text)
   local value = json.decode(text)
   local found = type(value) == 'table' and credentials(value.AccessKeyId, value.SecretAccessKey, value.Token, seconds_of(value.Expiration))
-  return found or errors.fail(what .. ' answers with something else than credentials')
+  return found or errors.fail(what .. ' answers with something other than credentials')
 end
 
 local function read_token(path, what)
@@ -73,7 +73,7 @@ end
 
 -- ---- roles ---------------------------------------------------------------------------------------
 
--- Takes a role on: `form` is the request, `by` signs it.
+-- Assumes a role: `form` is the request, `by` are the credentials that sign it.
 local function assume(region, form, by)
   form.Version, form.RoleSessionName = '2011-06-15', form.RoleSessionName or 'crescent'
   region = region or 'us-east-1'
@@ -90,7 +90,7 @@ local function assume(region, form, by)
   })
   local function field(name) return text:match('<' .. name .. '>([^<]*)</' .. name .. '>') end
   return credentials(field 'AccessKeyId', field 'SecretAccessKey', field 'SessionToken', seconds_of(field 'Expiration'))
-      or errors.fail(('the role %s gives no credentials: the answer has none'):format(form.RoleArn))
+      or errors.fail(('the role %s gives no credentials: the answer contains none'):format(form.RoleArn))
 end
 
 local function by_web_identity(region, role, token_file, session)
@@ -100,7 +100,7 @@ local function by_web_identity(region, role, token_file, session)
   })
 end
 
-local static -- of a profile, forward
+local static -- declared here, defined below
 
 local function by_profile(region, name, seen)
   local profile = profiles.read(name)
@@ -111,7 +111,7 @@ local function by_profile(region, name, seen)
   end
   local from = profile.source_profile
   if not from then return nil end
-  if seen[from] then errors.fail(('AWS profile %s: its source profiles go in a circle'):format(name)) end
+  if seen[from] then errors.fail(('AWS profile %s: its source profiles form a cycle'):format(name)) end
   seen[from] = true
   local by = from ~= name and by_profile(region, from, seen) or static(from)
   if not by then errors.fail(('AWS profile %s: its source profile %s has no keys'):format(name, from)) end
@@ -143,12 +143,12 @@ end
 function sources.files()
   local name = profiles.name()
   if name ~= 'default' and not profiles.read(name) then
-    errors.fail(('AWS profile %s, which AWS_PROFILE names, is in neither of the shared files'):format(name))
+    errors.fail(('AWS profile %s, which AWS_PROFILE names, is in neither ~/.aws/credentials nor ~/.aws/config'):format(name))
   end
   return static(name)
 end
 
--- Plain HTTP goes to this machine alone.
+-- Plain HTTP is allowed only to this machine.
 local NEAR = { ['localhost'] = true, ['[::1]'] = true, ['169.254.170.2'] = true, ['169.254.170.23'] = true, ['[fd00:ec2::23]'] = true }
 
 function sources.container()
@@ -172,11 +172,11 @@ function sources.instance()
     method = 'PUT', url = place .. '/latest/api/token', body = '', connect = 1, idle = 2, direct = true, limit = 2 ^ 16,
     headers = { ['X-aws-ec2-metadata-token-ttl-seconds'] = 21600, ['Content-Type'] = 'text/plain' },
   }
-  if not token or token.status ~= 200 then return nil end -- (it is no instance)
+  if not token or token.status ~= 200 then return nil end -- this machine is not an instance
   local headers = { ['X-aws-ec2-metadata-token'] = token.body }
   local list = place .. '/latest/meta-data/iam/security-credentials/'
   local role = http.request { url = list, headers = headers, connect = 1, direct = true, limit = 2 ^ 16 }
-  if not role or role.status ~= 200 then return nil end -- (it has no role)
+  if not role or role.status ~= 200 then return nil end -- the instance has no role
   local name = role.body:match '^%s*([^\r\n]+)'
   return from_json('instance metadata',
     ask('instance metadata', { url = list .. url.encode(name or ''), headers = headers, connect = 1, direct = true }))
@@ -205,7 +205,7 @@ end
 
 local function lasts(found, early) return not found.expires or found.expires - os.time() > early end
 
--- Finds credentials anew; tasks that come meanwhile wait for the same.
+-- Finds credentials again. Tasks that ask meanwhile wait for the same result.
 local function renew(self)
   self.renewing = self.renewing or loop.go(function()
     local ok, found, source = pcall(find, self)
@@ -216,7 +216,7 @@ local function renew(self)
   return pcall(loop.await, self.renewing)
 end
 
---- Credentials that last; found or renewed where they must be. To be called in a task.
+--- Returns valid credentials, and finds or renews them if necessary. It must be called in a task.
 --- @return Credentials
 function Chain:get()
   if not self.found or not lasts(self.found, EARLY) then
@@ -226,7 +226,7 @@ function Chain:get()
   return self.found
 end
 
---- Has get() find them anew: a service has said that they have ended.
+--- Drops the credentials, because a service has said that they have expired. The next get() finds new ones.
 function Chain:forget() self.found = nil end
 
 return M

@@ -1,5 +1,5 @@
---- Downloads to a file, which is whole and checked or not there: in parts side by side where the size is known, each
---- going on where it broke off. Memory does not grow with the file.
+--- Downloads to a file, which appears only when it is complete and checked. A file of known size is downloaded in
+--- parts in parallel, and each part resumes where it was interrupted. Memory does not grow with the file.
 
 local digest = require 'cr.digest'
 local errors = require 'cr.errors'
@@ -14,7 +14,7 @@ local PART = 16 * 2 ^ 20 -- bytes
 local AT_ONCE = 4
 local REDIRECTIONS = 5
 
---- Runs fn(i) for i from 1 to n, a few at a time; the first error ends all.
+--- Runs fn(i) for i from 1 to n, `at_once` of them at a time. The first error ends all.
 --- @param n integer
 --- @param at_once integer
 --- @param fn fun(i: integer)
@@ -31,7 +31,7 @@ function M.each(n, at_once, fn)
   loop.all(tasks)
 end
 
--- Has `fill` write a new file of this name with .part behind it, and gives it its name once it is checked.
+-- Calls `fill` to write and check a new file with the suffix .part, then renames it.
 local function whole(path, fill)
   local part = path .. '.part'
   local file, reason = io.open(part, 'wb')
@@ -45,35 +45,36 @@ local function whole(path, fill)
   end
 end
 
---- @class Checks what a file must be
+--- @class Checks what a file must have
 --- @field bytes integer?
 --- @field sha256 string? hexadecimal
 --- @field md5 string?
---- @field parts table? {algorithm, bytes = of each part, digest = hexadecimal, of the parts' digests one after another}
+--- @field parts table? {algorithm, bytes = size of each part, digest = hexadecimal digest of the parts' concatenated digests}
 
---- Fails unless a file is what it must be.
---- @param what string for the sentence
+--- Fails unless a file has the right size and digests.
+--- @param what string names the file in messages
 --- @param path string
 --- @param checks Checks
 function M.check(what, path, checks)
   local size = require 'lfs'.attributes(path, 'size')
   if checks.bytes and size ~= checks.bytes then
-    errors.fail(('%s: %.0f bytes came, it has %.0f'):format(what, size, checks.bytes))
+    errors.fail(('%s: %.0f bytes arrived, but it has %.0f'):format(what, size, checks.bytes))
   end
   for name, algorithm in pairs { sha256 = 'SHA256', md5 = 'MD5' } do
     if checks[name] and digest.of_file(algorithm, path, 0, nil, loop.await) ~= checks[name]:lower() then
-      errors.fail(('%s: what came has another %s than it should have'):format(what, algorithm))
+      errors.fail(('%s: the %s of what arrived is not the expected one'):format(what, algorithm))
     end
   end
 end
 
---- Downloads what has a known size, by a function that asks for a part.
+--- Downloads a file of known size by a function that requests one part.
 --- @param what string for sentences
 --- @param path string
 --- @param checks Checks with its bytes
---- @param ask fun(range: table, out: table, on_failure: fun(received: integer): boolean): any, string? takes 'bytes=0-9' and the
----   `out` of http.request, and has on_failure called after a try that failed: it makes the next one go on, and says whether
----   anything came. A result, or nil and why not
+--- @param ask fun(range: table, out: table, on_failure: fun(received: integer): boolean): any, string? takes the
+---   headers with the range and the `out` of http.request. It must call on_failure after each failed attempt, which
+---   prepares the next one to resume and returns whether anything arrived. It returns a result, or nil and the
+---   problem
 function M.by_parts(what, path, checks, ask)
   local parts, digests = checks.parts, {}
   local size = parts and parts.bytes or PART
@@ -93,12 +94,12 @@ function M.by_parts(what, path, checks, ask)
     end)
     M.check(what, part, checks)
     if parts and digest.of_text(parts.algorithm, table.concat(digests)) ~= parts.digest then
-      errors.fail(('%s: what came has another %s than it should have'):format(what, parts.algorithm))
+      errors.fail(('%s: the %s of what arrived is not the expected one'):format(what, parts.algorithm))
     end
   end)
 end
 
--- Where an answer sends us on to; nil: it does not.
+-- Returns the address to which an answer redirects, or nil.
 local function redirection(address, answer)
   local to = (answer.status == 301 or answer.status == 302 or answer.status == 303 or answer.status == 307 or answer.status == 308)
       and answer.headers.location
@@ -108,10 +109,10 @@ local function redirection(address, answer)
   return to
 end
 
---- Downloads a URL of http or https; '#sha256=HEX' at its end is what it must have.
+--- Downloads an http or https URL. '#sha256=HEX' at its end is the expected digest.
 --- @param address string
 --- @param path string
---- @param allowed fun(address: string) raises a sentence for a URL that may not be asked; redirections come here, too
+--- @param allowed fun(address: string) fails for a URL that is not allowed; it is called for redirections, too
 function M.url(address, path, allowed)
   local what, wanted = url.shown(address), address:match '#sha256=(%x+)$'
   address = address:gsub('#.*$', '')
@@ -126,9 +127,9 @@ function M.url(address, path, allowed)
         return nil, ('%s: %s'):format(what, why), received > 0 and 'anew' or true
       elseif got.status == out.status then
         return got
-      elseif got.status == 200 or got.status == 416 or got.status == 206 then -- it does not go on: from the start
+      elseif got.status == 200 or got.status == 416 or got.status == 206 then -- it cannot resume, so it starts again
         headers.Range, out.offset, out.status = nil, 0, 200
-        return nil, what .. ': it cannot be read on where it broke off', true
+        return nil, what .. ': the server cannot resume the download where it was interrupted', true
       end
       local to = redirection(address, got)
       if not to or redirected >= REDIRECTIONS then

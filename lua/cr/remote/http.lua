@@ -1,7 +1,7 @@
---- Requests by HTTP: what goes out, what comes back. libcurl carries them, on a thread of its own
---- (core/remote/transfer.c); the task that asks waits, others run meanwhile.
+--- HTTP requests. libcurl makes them on a thread of its own (core/remote/transfer.c); the calling task waits while
+--- other tasks run.
 --
--- Nothing is tried again here, no redirection is followed, and no status is an error: that is retry.lua's, and of those who ask.
+-- Nothing is retried here, no redirection is followed, and no status is an error. retry.lua and the callers handle these.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -20,13 +20,13 @@ local CONNECT, IDLE = 10, 60 -- seconds
 --- @field headers table<string, string|number>?
 --- @field body string?
 --- @field file table? {path, offset = 0, bytes}: the body is this part of a file
---- @field out table? {path, offset = 0, status = 200}: the answer's body goes to this file, which is there, if it has this status;
----   with another 2xx it is left out
---- @field sign table? {service, region, id, key}: AWS Signature 4 by libcurl. The body's digest is a header of the caller's
---- @field limit integer? most bytes of an answer in memory
---- @field connect number? seconds until there must be a connection (10)
---- @field idle number? seconds without a byte that end it (60)
---- @field direct boolean? by no proxy
+--- @field out table? {path, offset = 0, status = 200}: if the answer has this status, its body is written to this
+---   existing file; with another 2xx status the body is dropped
+--- @field sign table? {service, region, id, key}: AWS Signature 4 by libcurl. The caller supplies the body's digest as a header
+--- @field limit integer? largest body of an answer in memory, in bytes
+--- @field connect number? seconds within which the connection must be made (10)
+--- @field idle number? seconds without data after which the request ends (60)
+--- @field direct boolean? use no proxy
 
 --- @class HttpAnswer
 --- @field status integer
@@ -45,7 +45,7 @@ local function lines_of(headers)
   local lines = {}
   for name, value in pairs(headers or {}) do
     value = tostring(value)
-    -- (a line break would begin a header of somebody else's)
+    -- A line break would inject another header.
     if (name .. value):find '[\r\n%z]' then base.fail(('http: the header %s cannot hold a line break'):format(base.printable(name))) end
     lines[#lines + 1] = value == '' and name .. ';' or name .. ': ' .. value
   end
@@ -76,7 +76,7 @@ local function start(o)
   return ffi.gc(handle[0], lib.cr_transfer_close), job
 end
 
--- What came of a request whose job has ended with this status.
+-- Returns the result of a request whose job has ended with a status.
 local function result_of(handle, status)
   local bytes = ffi.new 'int64_t[1]'
   if status == 0 then return nil, ffi.string(lib.cr_transfer_problem(handle)), tonumber(lib.cr_transfer_received(handle)) end
@@ -84,11 +84,11 @@ local function result_of(handle, status)
   return { status = status, body = ffi.string(body, bytes[0]), headers = headers_of(handle, bytes) }
 end
 
---- Asks, and waits for the answer. A task that is cancelled meanwhile ends the request.
+--- Sends a request and waits for the answer. Cancelling the task ends the request.
 --- @param o HttpRequest
---- @return HttpAnswer? nil: none came whole
+--- @return HttpAnswer? nil if no complete answer arrived
 --- @return string? problem
---- @return integer? received bytes of the body that came all the same to where they were to go
+--- @return integer? received bytes of the body that were written all the same
 function M.request(o)
   local handle, job = start(o)
   local ok, status = pcall(loop.await, job)

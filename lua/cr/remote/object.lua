@@ -1,6 +1,6 @@
---- How objects of S3 are asked for, and what the service says of them.
+--- Requests about S3 objects, and the metadata that the service returns.
 --
--- AWS's buckets are asked by their own host names, those of another endpoint (AWS_ENDPOINT_URL_S3) by paths.
+-- Buckets of AWS are addressed by host names (virtual-hosted style), those of another endpoint (AWS_ENDPOINT_URL_S3) by paths.
 
 local aws = require 'cr.remote.aws'
 local digest = require 'cr.digest'
@@ -10,9 +10,9 @@ local url = require 'cr.remote.url'
 local M = {}
 
 local client     -- for all buckets
-local regions = {} -- of buckets that are elsewhere
+local regions = {} -- regions of buckets outside the client's region
 
--- How an object is asked for.
+-- Returns the endpoint, path and region of an object.
 local function place_of(address)
   local bucket, key = address:match '^s3://([%w._-]+)/(.+)$'
   if not bucket then errors.fail(('%s: an object is s3://BUCKET/KEY'):format(url.shown(address))) end
@@ -26,10 +26,10 @@ local function place_of(address)
   return { endpoint = ('https://%s.s3.%s.amazonaws.com'):format(bucket, region), path = path, region = region, bucket = bucket }
 end
 
---- Asks about an object; a bucket of another region says so, and is asked there.
+--- Sends a request about an object. If the bucket is in another region, the answer says so, and the request is sent there.
 --- @param address string s3://BUCKET/KEY
---- @param o table as of AwsClient.request, without endpoint, path and region
---- @return HttpAnswer it raises that the service is unavailable, if that may pass
+--- @param o table the options of AwsClient.request, without endpoint, path and region
+--- @return HttpAnswer it raises errors.unavailable if the failure may be temporary
 function M.request(address, o)
   local place, again = place_of(address), o.again
   o.endpoint, o.path, o.region = place.endpoint, place.path, place.region
@@ -49,19 +49,20 @@ function M.request(address, o)
   return answer or (passes and errors.unavailable or errors.fail)(problem)
 end
 
---- Whether what goes to an object is encrypted on its way.
+--- Returns whether the connection to an object is encrypted.
 --- @param address string
 --- @return boolean
 function M.is_private(address) return place_of(address).endpoint:find '^https:' ~= nil end
 
--- What the headers of an object say that its bytes must be: a digest of the whole, or, of one in parts whose size our own
--- uploads note down (upload.lua), the digest of the parts' digests. (One that was copied since may be in other parts, or whole.)
+-- Returns the checks that the headers of an object allow: a digest of the whole or, for a multipart object whose part
+-- size our own uploads record (upload.lua), the digest of the parts' digests. An object that was copied since may
+-- have other parts, or none.
 local function checks_of(h)
   local checks = { bytes = tonumber(h['content-length']), sha256 = h['x-amz-meta-sha256'] }
   if checks.sha256 then return checks end
   local sha256 = h['x-amz-checksum-sha256'] and digest.from_base64((h['x-amz-checksum-sha256']:gsub('%-%d+$', '')))
   local name, count = (h.etag or ''):match '^"?([^"-]+)%-?(%d*)"?$'
-  -- (of an object that is encrypted with a key of one's own the ETag is no MD5)
+  -- The ETag of an object that is encrypted with a customer's key is not an MD5.
   local plain = (h['x-amz-server-side-encryption'] or 'AES256') == 'AES256' and not h['x-amz-server-side-encryption-customer-algorithm']
   local md5 = plain and name and name:find('^' .. ('%x'):rep(32) .. '$') and name or nil
   local size = tonumber(h['x-amz-meta-part-bytes']) or 0
@@ -78,9 +79,9 @@ end
 --- @field etag string
 --- @field checks Checks
 
---- What an object is.
+--- Returns the size and the digests of an object.
 --- @param address string
---- @return S3Head? nil: there is none
+--- @return S3Head? nil if there is no such object
 function M.head(address)
   local answer = M.request(address,
     { method = 'HEAD', accept = { [404] = true }, headers = { ['x-amz-checksum-mode'] = 'ENABLED' } })

@@ -1,4 +1,4 @@
---- The files that AWS's tools share: profiles in ~/.aws/credentials and ~/.aws/config.
+--- Reads the files that AWS's tools share: profiles in ~/.aws/credentials and ~/.aws/config.
 
 local files = require 'cr.files'
 
@@ -8,7 +8,7 @@ local function path_of(variable, name)
   return os.getenv(variable) or (os.getenv 'HOME' or '') .. '/.aws/' .. name
 end
 
--- Sections of an ini file: {[name] = {[key] = value}}. Keys of nested blocks are left out.
+-- Parses the sections of an INI file: {[name] = {[key] = value}}. Keys of nested blocks are ignored.
 local function sections(text)
   local all, current = {}, nil
   for line in (text or ''):gmatch '[^\r\n]+' do
@@ -24,13 +24,13 @@ local function sections(text)
   return all
 end
 
---- The profile that is in force.
+--- Returns the name of the current profile.
 --- @return string
 function M.name() return os.getenv 'AWS_PROFILE' or os.getenv 'AWS_DEFAULT_PROFILE' or 'default' end
 
---- A profile's settings; those of the credentials' file stand before those of the configuration.
---- @param name string? that which is in force
---- @return table<string, string>? nil: neither file has it
+--- Returns the settings of a profile. Those in the credentials file take precedence over those in the configuration file.
+--- @param name string? the current profile
+--- @return table<string, string>? nil if neither file has it
 function M.read(name)
   name = name or M.name()
   local config = sections(files.read(path_of('AWS_CONFIG_FILE', 'config')))

@@ -1,12 +1,12 @@
---- A connection to Redis: luv's socket on the loop, and hiredis's reader and writer of its protocol.
+--- A connection to Redis: a luv socket on the loop, and hiredis to read and write the protocol.
 --
--- hiredis is used by FFI and not by its own asynchronous functions, which would call back from C into Lua. Its structures
--- are those of 0.14, as Debian 12 has it, so that library alone is opened. There is no TLS in it: a server that wants TLS
--- is reached through a proxy on the same machine.
+-- hiredis is used through FFI. Its own asynchronous functions are not used, because they would call back from C into
+-- Lua. Its structures are those of version 0.14 in Debian 12, so only that version is opened. It has no TLS: a server
+-- that requires TLS is reached through a proxy on this machine.
 --
--- Invariants: commands are answered in their order, so many tasks may use one connection; a connection that broke, or on which
--- nothing is answered (a network that was cut says nothing), is made anew by the next command, and what waited for it gets an
--- error. Nothing is tried again here.
+-- Invariants: commands are answered in order, so many tasks may share a connection. After a connection has broken, or
+-- does not answer (a network that was cut gives no other sign), the waiting commands raise an error, and the next command
+-- connects again. Nothing is retried here.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -46,27 +46,27 @@ end
 
 local M = {}
 
---- What Redis answers where it has nothing.
+--- Redis's nil reply.
 M.NIL = setmetatable({}, { __tostring = function() return 'nil' end })
 
 --- @class RedisError
 --- @field message string
---- @field code string? of what Redis itself refused: 'NOGROUP'; nil: it could not be reached
+--- @field code string? the code of a refusal by Redis, such as 'NOGROUP'; nil if Redis could not be reached
 local Failure = {}
 Failure.__index = Failure
 function Failure:__tostring() return self.message end
 
 local function failure(message, code) return setmetatable({ message = message, code = code }, Failure) end
 
---- Whether an error is one of a connection's or of Redis's, and not that a task was cancelled.
+--- Returns whether an error comes from the connection or from Redis, and not from a cancelled task.
 --- @return boolean
 function M.is_failure(value) return getmetatable(value) == Failure end
 
---- Whether an error is Redis's own answer, and not that it could not be reached.
+--- Returns whether an error is a refusal by Redis, and not a failed connection.
 --- @return boolean
 function M.is_refusal(value) return M.is_failure(value) and value.code ~= nil end
 
--- A reply as a value: texts, numbers, lists, NIL, a RedisError.
+-- Converts a reply to a value: a string, a number, a list, NIL or a RedisError.
 local function value_of(reply)
   local kind = reply.type
   if kind == INTEGER then return tonumber(reply.integer) end
@@ -102,7 +102,7 @@ end
 local Redis = {}
 Redis.__index = Redis
 
---- A connection that will be made by its first command.
+--- Returns a connection, which is opened by its first command.
 --- @param o table {host, port = 6379, user, password, database = 0}
 --- @return Redis
 function M.new(o)
@@ -110,7 +110,7 @@ function M.new(o)
   return setmetatable({ o = o, waiting = {}, first = 1, last = 0 }, Redis)
 end
 
--- Ends the connection: who waits for an answer gets the sentence.
+-- Closes the connection and raises the sentence in every waiting command.
 local function broken(self, problem)
   local socket = self.socket
   self.socket, self.reader = nil, nil
@@ -123,25 +123,25 @@ end
 
 local function place(self) return ('redis at %s:%d'):format(self.o.host, self.o.port or 6379) end
 
--- Gives the answers that are there to those who wait, in order.
+-- Passes the received replies to the waiting commands, in order.
 local function take_replies(self, bytes)
   local reader, reply = self.reader, ffi.new 'void *[1]'
   hiredis.redisReaderFeed(reader, bytes, #bytes)
   while self.reader == reader do
     if hiredis.redisReaderGetReply(reader, reply) ~= 0 then
-      return broken(self, ('%s: what it answers is no Redis protocol: %s'):format(place(self), base.printable(ffi.string(reader.errstr))))
+      return broken(self, ('%s: the answer is not Redis protocol: %s'):format(place(self), base.printable(ffi.string(reader.errstr))))
     end
     if reply[0] == nil then return end
     local value = value_of(ffi.cast('cr_redis_reply *', reply[0]))
     hiredis.freeReplyObject(reply[0])
     local waiter = self.waiting[self.first]
-    if not waiter then return broken(self, place(self) .. ': it answers what nobody asked') end
+    if not waiter then return broken(self, place(self) .. ': it sent an answer without a command') end
     self.waiting[self.first], self.first = nil, self.first + 1
     wake(waiter, true, value)
   end
 end
 
--- The addresses of a host name, by libuv's own threads.
+-- Resolves a host name to addresses on libuv's threads.
 local function addresses_of(self)
   local waiter = { what = 'a host name' }
   local request, problem = uv.getaddrinfo(self.o.host:gsub('[%[%]]', ''), nil, { socktype = 'stream' }, function(err, list)
@@ -209,15 +209,15 @@ local function connect(self)
     end
     problem = why
   end
-  error(failure(('%s: %s'):format(place(self), problem or 'its name has no address')), 0)
+  error(failure(('%s: %s'):format(place(self), problem or 'its host name has no address')), 0)
 end
 
---- Asks Redis; raises a RedisError where it cannot be reached, and where it refuses.
+--- Sends a command and returns the reply. Raises a RedisError if Redis cannot be reached or refuses.
 --- @param ... string|number the command's words
 --- @return any
 function Redis:ask(...)
   if not self.socket then
-    -- (others who come meanwhile wait for the same connection)
+    -- Tasks that call meanwhile wait for the same connection.
     self.connecting = self.connecting or tasks.M.go(function()
       local ok, problem = pcall(connect, self)
       self.connecting = nil
@@ -230,7 +230,7 @@ function Redis:ask(...)
   return answer
 end
 
---- Ends the connection. A later command makes it anew.
+--- Closes the connection. A later command opens it again.
 function Redis:close() broken(self, place(self) .. ': the connection was closed') end
 
 return M

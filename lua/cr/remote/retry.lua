@@ -1,13 +1,13 @@
---- Trying again: after a pause that doubles and is drawn at random, so that many who failed together do not come
---- back together.
+--- Retries with exponential backoff and random jitter, so that many clients that failed together do not retry
+--- together.
 
 local loop = require 'cr.loop'
 
 --- @class cr.retry
---- @field watch fun(problem: string)? is told what is tried again
+--- @field watch fun(problem: string)? called with each problem that leads to a retry
 local M = {}
 
--- Not math.random: its numbers are the same in every process.
+-- math.random would give the same numbers in every process.
 local source
 
 local function random()
@@ -16,7 +16,7 @@ local function random()
   return (a * 65536 + b * 256 + c) / 2 ^ 24
 end
 
---- A pause before the n-th further try, in seconds: from half of base * 2^(n - 1) to all of it.
+--- Returns the pause before the n-th retry, in seconds: a random number between half of base * 2^(n - 1) and all of it.
 --- @param n integer from 1
 --- @param base number? 0.2 s
 --- @param most number? 20 s
@@ -25,15 +25,15 @@ function M.pause(n, base, most)
   return math.min(most or 20, (base or 0.2) * 2 ^ (n - 1)) * (0.5 + 0.5 * random())
 end
 
---- Calls fn until it gives something.
+--- Calls fn until it returns a result.
 ---
 ---     local answer, problem = retry.call(function() return ask() end, { tries = 5 })
---- @param fn fun(): any, string?, boolean|'anew'|nil a result; or nil, what went wrong, and whether it may pass: 'anew' if this
----   try has come further than the one before, so that it counts as the first
---- @param o table? {tries = 6, base, most: see pause}
+--- @param fn fun(): any, string?, boolean|'anew'|nil returns a result; or nil, the problem, and whether it may be
+---   temporary: 'anew' means that this attempt made progress, so that it counts as the first
+--- @param o table? {tries = 6, base, most (see pause)}
 --- @return any result
---- @return string? problem of the last try
---- @return boolean? whether that may pass
+--- @return string? problem of the last attempt
+--- @return boolean? whether that may be temporary
 function M.call(fn, o)
   o = o or {}
   local n = 0

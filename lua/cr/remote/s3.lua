@@ -1,8 +1,8 @@
---- Objects of S3 and what speaks like it: s3://BUCKET/KEY, the key as it is, not as it would stand in a URL.
+--- Objects of S3 and compatible services: s3://BUCKET/KEY, with the literal key, without percent-encoding.
 --
--- Large files go in parts side by side. What goes out is checked by the service: by its SHA-256, or by its parts'. An object
--- holds the whole file's as x-amz-meta-sha256, or the size of its parts as x-amz-meta-part-bytes. What comes is checked by
--- that, by the object's own checksum, or by the ETag where it is an MD5.
+-- Large files are transferred in parts in parallel. The service checks uploads by the SHA-256 of the file or of its
+-- parts. The object's metadata holds the SHA-256 of the whole file as x-amz-meta-sha256, or the size of its parts as
+-- x-amz-meta-part-bytes. Downloads are checked by that, by the object's own checksum, or by an ETag that is an MD5.
 
 local digest = require 'cr.digest'
 local download = require 'cr.remote.download'
@@ -29,25 +29,25 @@ function M.get(address, path)
   return head.bytes
 end
 
--- False: there is one already, which is another.
+-- Returns false if another object exists already.
 local function put_whole(address, file, o)
   local sha256 = digest.of_file('SHA256', file.path, 0, file.bytes, loop.await)
   local headers = { ['x-amz-meta-sha256'] = sha256, ['Content-Type'] = o.type or 'application/octet-stream' }
   if o.once then headers['If-None-Match'] = '*' end
   local answer = object.request(address, { method = 'PUT', file = file, sha256 = sha256, headers = headers, accept = { [412] = true } })
   if answer.status < 300 then return true end
-  local head = M.head(address) -- (a request whose answer was lost may have been carried out)
+  local head = M.head(address) -- a request whose answer was lost may have succeeded
   return head ~= nil and head.checks.sha256 == sha256
 end
 
 --- Uploads a file.
 --- @param path string
 --- @param address string
---- @param o table? {once = leave alone what is there already, type = of the content}
---- @return boolean whether it is there now; false: with `once`, there is another
+--- @param o table? {once = never replace an existing object, type = content type}
+--- @return boolean false if, with `once`, another object exists
 function M.put(path, address, o)
   o = o or {}
-  local bytes = lfs.attributes(path, 'size') or errors.fail(path .. ' is not there')
+  local bytes = lfs.attributes(path, 'size') or errors.fail(path .. ' does not exist')
   if bytes <= upload.PART then return put_whole(address, { path = path, bytes = bytes }, o) end
   return upload.new(address, { once = o.once, type = o.type, bytes = bytes }):finish(path)
 end

@@ -1,8 +1,8 @@
---- Where the files of jobs come from and go to: s3://BUCKET/KEY, https://HOST/… of hosts that are allowed, file:///PATH
---- under a folder that is.
+--- Fetches and stores the files of jobs: s3://BUCKET/KEY, https://HOST/… on allowed hosts, file:///PATH under an
+--- allowed folder.
 --
--- Invariants: what is put is there whole or not at all, and never takes another's place; no other host and no other folder
--- is touched, whatever redirections or links say.
+-- Invariants: a stored file appears complete or not at all, and never replaces another file. No other host or folder
+-- is accessed, not even through redirections or links.
 
 local download = require 'cr.remote.download'
 local errors = require 'cr.errors'
@@ -23,8 +23,8 @@ local M = {}
 local Store = {}
 Store.__index = Store
 
---- @param o table {root = folder of file:// URLs; none are allowed without it, hosts = names of hosts of https:// URLs;
----   'http://HOST:PORT' allows plain HTTP there}
+--- @param o table {root = folder of file:// URLs, none of which are allowed without it, hosts = the allowed hosts of
+---   https:// URLs; 'http://HOST:PORT' allows plain HTTP}
 --- @return Store
 function M.new(o)
   local root = o.root and (uv.fs_realpath(o.root) or errors.failf('--root: there is no folder %s', o.root))
@@ -35,8 +35,8 @@ end
 
 local function scheme_of(address) return address:match '^(%a[%w+.-]*)://' end
 
---- The store that a command's options ask for.
---- @param args table {root, allow_urls = names with commas}
+--- Makes the store for a command's options.
+--- @param args table {root, allow_urls = host names separated by commas}
 --- @return Store
 function M.of(args)
   local hosts = {}
@@ -51,44 +51,44 @@ local function web(self, address)
   local host = parts and (parts.port and ('%s:%d'):format(parts.host, parts.port) or parts.host)
   local known = parts and not parts.user and (parts.scheme == 'https' and self.hosts[host] or self.hosts[parts.scheme .. '://' .. host])
   if known then return end
-  errors.failf('%s: files of this host are not allowed here (--allow-urls)', url.shown(address))
+  errors.failf('%s: files of this host are not allowed; --allow-urls lists the allowed hosts', url.shown(address))
 end
 
--- The path of a file:// URL; of one that is to be written its folder must be there.
+-- Returns the path of a file:// URL. The folder of a file to be written must exist.
 --- @return string
 local function local_path(self, address, written)
-  if not self.root then errors.failf('%s: files of the machine are not allowed here (--root)', address) end
-  local path = url.decode(address:match '^file://(/.*)$' or errors.failf('%s: a file of the machine is file:///PATH', address))
+  if not self.root then errors.failf('%s: local files are not allowed; --root names their folder', address) end
+  local path = url.decode(address:match '^file://(/.*)$' or errors.failf('%s: a local file is written file:///PATH', address))
   local folder, name = path:match '^(.*)/([^/]*)$'
   local real = written and uv.fs_realpath(folder == '' and '/' or folder) or not written and uv.fs_realpath(path)
   if not real then errors.failf('%s: there is no such %s', address, written and 'folder' or 'file') end
   if (real .. '/'):sub(1, #self.root) ~= self.root then
-    errors.failf('%s: it is not in the folder of --root', address)
+    errors.failf('%s: this is outside the folder of --root', address)
   end
   return written and real .. '/' .. name or real
 end
 
---- Raises a sentence about an address that cannot be used.
+--- Fails if an address cannot be used.
 --- @param address string
 function Store:check(address)
   local scheme = scheme_of(address)
   if scheme == 's3' then
-    if not address:find '^s3://[%w._-]+/.' then errors.failf('%s: an object is s3://BUCKET/KEY', address) end
+    if not address:find '^s3://[%w._-]+/.' then errors.failf('%s: an object is written s3://BUCKET/KEY', address) end
   elseif scheme == 'https' or scheme == 'http' then
     web(self, address)
   elseif scheme == 'file' then
     if not self.root then local_path(self, address) end
   else
-    errors.failf('%s: files are s3://BUCKET/KEY, https://HOST/… or file:///PATH', url.shown(address))
+    errors.failf('%s: the address of a file is s3://BUCKET/KEY, https://HOST/… or file:///PATH', url.shown(address))
   end
 end
 
 -- ---- coming and going -----------------------------------------------------------------------------
 
---- Brings a file.
+--- Fetches a file.
 --- @param address string
---- @param path string where it is to be, if it has to be brought
---- @return string path where it is
+--- @param path string where to store it, unless it is a local file
+--- @return string path of the file
 function Store:fetch(address, path)
   self:check(address)
   local scheme = scheme_of(address)
@@ -97,7 +97,7 @@ function Store:fetch(address, path)
   return path
 end
 
---- Whether there is something already; of https:// nobody knows.
+--- Returns whether a file exists at an address; for https:// this is unknown.
 --- @param address string
 --- @return boolean
 function Store:exists(address)
@@ -107,7 +107,7 @@ function Store:exists(address)
   return scheme == 'file' and lfs.attributes(local_path(self, address, true), 'mode') ~= nil
 end
 
--- By a copy beside it, which gets its name only where there is none.
+-- Writes a copy beside the target and links it to its name only if no such file exists.
 local function put_file(path, to)
   local part = ('%s.%d.part'):format(to, uv.os_getpid())
   local function must(ok, problem) return ok or errors.failf('%s', problem) end
@@ -135,21 +135,22 @@ local function put_web(path, address, kind)
   return (answer or errors.fail(problem)).status < 300
 end
 
---- What takes a file while it grows, or nil: this place takes whole files only. Nothing appears there before `put`.
+--- Returns an upload that takes a file while it grows, or nil if the address takes complete files only. Nothing
+--- appears there before `put`.
 --- @param address string
---- @param kind string as of put
+--- @param kind string content type, as for `put`
 --- @return Upload?
 function Store:follow(address, kind)
   self:check(address)
   return scheme_of(address) == 's3' and upload.new(address, { once = true, type = kind }) or nil
 end
 
---- Puts a file where there is none.
+--- Stores a file at an address unless another exists there.
 --- @param path string
 --- @param address string
---- @param kind string its type: 'video/mp4'
---- @param follower Upload? what has taken some of it while it grew
---- @return boolean false: there is another already, which stays
+--- @param kind string its content type: 'video/mp4'
+--- @param follower Upload? the upload that took part of it while it grew
+--- @return boolean false if another file exists there, which stays
 function Store:put(path, address, kind, follower)
   self:check(address)
   local scheme = scheme_of(address)

@@ -1,15 +1,16 @@
---- Files that go out to S3 in parts, side by side, each once its bytes are known: a file that still grows, too.
+--- Uploads files to S3 in parts in parallel, each part as soon as its bytes are known, so a file may still be growing.
 --
 --     local up = upload.new('s3://bucket/key', { once = true })
---     up:grow(path)            as often as one likes: parts that look whole go out
---     up:finish(path)          the rest, and what has changed since; then all of it appears at once
---     up:abort()               nothing is left of it
+--     up:grow(path)            any number of times: sends parts that look complete
+--     up:finish(path)          sends the rest and changed parts; then the object appears
+--     up:abort()               removes everything
 --
--- A part's SHA-256 is computed once, on a thread of the loop's, while others are on their way. The service checks it
--- (x-amz-checksum-sha256, which is signed; of a service that knows no checksums the signature itself holds it), and the digest of
--- all of them names the whole.
--- Invariant: what appears is the file as it was when finish() read it, whatever was written after grow() sent a part.
+-- The SHA-256 of a part is computed once, on a thread of the loop, while other parts are being sent. The service
+-- checks it (x-amz-checksum-sha256, which is signed; for a service without checksums, the signature itself covers the
+-- digest), and the digest of all these digests identifies the object. Invariant: the object is the file as finish()
+-- read it, even if the file was changed after grow() had sent a part.
 
+local arguments = require 'cr.arguments'
 local base64 = require 'cr.base64'
 local digest = require 'cr.digest'
 local download = require 'cr.remote.download'
@@ -28,16 +29,16 @@ local AT_ONCE = 4
 local COMPLETE = '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">%s</CompleteMultipartUpload>'
 
 --- @class Upload
---- @field parts table[] {sha256, etag} of those that are there
+--- @field parts table[] {sha256, etag} of each part that was sent
 local Upload = {}
 Upload.__index = Upload
 
 --- @param address string s3://BUCKET/KEY
---- @param o table {once = leave alone what is there already, type = of the content, bytes = how many there will be, if that is known}
+--- @param o table {once = never replace an existing object, type = content type, bytes = the final size, if it is known}
 --- @return Upload
 function M.new(address, o)
   local size = math.max(M.PART, math.ceil((o.bytes or 0) / MOST_PARTS))
-  -- (some that speak like S3 refuse checksums: AWS's own variable leaves them out)
+  -- Some compatible services refuse checksums, and AWS's own variable switches them off.
   local checked = os.getenv 'AWS_REQUEST_CHECKSUM_CALCULATION' ~= 'when_required'
   local private = object.is_private(address)
   return setmetatable({ address = address, o = o, size = size, parts = {}, checked = checked, private = private,
@@ -50,10 +51,10 @@ local function begin(self)
     ['Content-Type'] = self.o.type or 'application/octet-stream', ['x-amz-meta-part-bytes'] = ('%.0f'):format(self.size),
     ['x-amz-checksum-algorithm'] = self.checked and 'SHA256' or nil,
   } })
-  self.id = begun.body:match '<UploadId>([^<]+)</UploadId>' or errors.fail(url.shown(self.address) .. ': an upload in parts has no number')
+  self.id = begun.body:match '<UploadId>([^<]+)</UploadId>' or errors.fail(url.shown(self.address) .. ': the service returned no UploadId')
 end
 
--- Sends part i of a file of so many bytes, unless it is there.
+-- Sends part i of a file of so many bytes, unless it was sent already.
 local function put(self, path, bytes, i)
   local offset = (i - 1) * self.size
   local count = math.min(self.size, bytes - offset)
@@ -66,7 +67,8 @@ local function put(self, path, bytes, i)
       headers = { ['Content-Type'] = 'application/octet-stream',
         ['x-amz-checksum-sha256'] = self.checked and base64.encode(digest.bytes(sha256)) or nil },
     })
-    -- The service says which checksum it has seen. Who says none would take a part that was changed on its way, without TLS.
+    -- The service returns the checksum that it verified. Without TLS, a service that returns none might accept a part
+    -- that was changed in transit.
     if not self.trusted or self.private or answer.headers['x-amz-checksum-sha256'] then return answer end
     self.trusted = false
     return send()
@@ -74,7 +76,8 @@ local function put(self, path, bytes, i)
   self.parts[i] = { sha256 = sha256, etag = send().headers.etag or '' }
 end
 
---- Sends the parts of a growing file that are there in full; not the first, which most formats write again at their end.
+--- Sends the complete parts of a growing file, except the first, because most formats rewrite the beginning of a file
+--- at the end.
 --- @param path string
 function Upload:grow(path)
   local bytes, list = lfs.attributes(path, 'size') or 0, {}
@@ -86,7 +89,8 @@ function Upload:grow(path)
   download.each(#list, AT_ONCE, function(k) put(self, path, bytes, list[k]) end)
 end
 
--- What the service will call the whole: {SHA256 =, MD5 =} of the parts' digests; of MD5 where its ETags are that.
+-- Returns the identifiers that the service will give to the object: {SHA256 =, MD5 =} of the parts' digests; MD5 only
+-- if the ETags are MD5.
 local function names_of(self)
   local sha256, md5 = {}, {}
   for i, part in ipairs(self.parts) do
@@ -97,7 +101,7 @@ local function names_of(self)
   return { SHA256 = digest.of_text('SHA256', table.concat(sha256)), MD5 = md5 and digest.of_text('MD5', table.concat(md5)) or nil }
 end
 
--- Whether the object that is there is this file: a request whose answer was lost may have been carried out.
+-- Returns whether the existing object is this file, since a request whose answer was lost may have succeeded.
 local function is_ours(self, bytes)
   local head = object.head(self.address)
   local parts = head and head.bytes == bytes and head.checks.parts
@@ -117,19 +121,19 @@ local function complete(self, bytes)
   })
   if answer.status < 300 then self.id = nil end
   if not self.id or is_ours(self, bytes) then return true end
-  if answer.status == 404 then errors.fail(url.shown(self.address) .. ': the upload in parts is gone') end
+  if answer.status == 404 then errors.fail(url.shown(self.address) .. ': the multipart upload no longer exists') end
   return false
 end
 
---- Sends what is left of a file that grows no more, and makes the object of it.
+--- Sends the rest of a file that no longer grows, and completes the object.
 --- @param path string
---- @return boolean false: with `once`, there is another already
+--- @return boolean false if, with `once`, another object exists
 function Upload:finish(path)
   local ok, done = pcall(function()
-    local bytes = lfs.attributes(path, 'size') or errors.fail(path .. ' is not there')
+    local bytes = lfs.attributes(path, 'size') or errors.fail(path .. ' does not exist')
     local count = math.max(1, math.ceil(bytes / self.size))
     if count > MOST_PARTS then
-      errors.failf('%s: a file that grows may have %.0f bytes', url.shown(self.address), MOST_PARTS * self.size)
+      errors.failf('%s: a growing file may have at most %.0f bytes', url.shown(self.address), MOST_PARTS * self.size)
     end
     begin(self)
     for i = count + 1, #self.parts do self.parts[i] = nil end
@@ -141,11 +145,14 @@ function Upload:finish(path)
   return done
 end
 
---- Leaves nothing of what has not become an object: it would be paid for.
+--- Removes an incomplete upload, whose storage would be billed.
 function Upload:abort()
   if not self.id then return end
   pcall(object.request, self.address, { method = 'DELETE', query = { uploadId = self.id }, accept = { [404] = true } })
   self.id, self.parts = nil, {}
 end
+
+local text = arguments.string
+arguments.methods(Upload, 'upload', { grow = { text }, finish = { text }, abort = {} })
 
 return M

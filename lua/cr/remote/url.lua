@@ -1,14 +1,14 @@
---- URLs: their parts, and how they are shown.
+--- Parses URLs, and formats them for messages.
 --
--- Whoever prints a URL prints url.shown: a query may hold a signature, and what stands before an @ a password.
+-- Messages must print url.shown(address), because a query may contain a signature, and the part before @ a password.
 
 local errors = require 'cr.errors'
 
 local M = {}
 
---- A text as it stands in a URL: all but letters, digits and -._~ by their numbers.
+--- Percent-encodes all characters but letters, digits and -._~.
 --- @param text string
---- @param keep string? further characters that stay, as a part of a pattern's set: '/'
+--- @param keep string? further characters to keep, as part of a pattern's set: '/'
 --- @return string
 function M.encode(text, keep)
   return (text:gsub('[^%w%-._~' .. (keep or '') .. ']', function(c) return ('%%%02X'):format(c:byte()) end))
@@ -18,7 +18,7 @@ end
 --- @return string
 function M.decode(text) return (text:gsub('%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end)) end
 
---- A query's names and values; of a name that comes twice the last value.
+--- Parses a query to names and values. If a name occurs twice, the last value counts.
 --- @param text string 'a=1&b=2'
 --- @return table<string, string>
 function M.read_query(text)
@@ -30,7 +30,7 @@ function M.read_query(text)
   return values
 end
 
---- A query in the order that signatures want, each name with its equals sign.
+--- Formats a query in the order that signatures require, each name with its equals sign.
 --- @param values table<string, string|number>
 --- @return string '' or '?a=1&b='
 function M.query(values)
@@ -45,15 +45,15 @@ end
 --- @field scheme string
 --- @field user string?
 --- @field password string?
---- @field host string '' where there is none
+--- @field host string '' if there is none
 --- @field port integer?
---- @field path string as it stands, from its slash on, or ''
+--- @field path string encoded, with its leading slash, or ''
 --- @field query table<string, string>
 --- @field fragment string?
 
---- The parts of a URL.
+--- Splits a URL into its parts.
 --- @param text string
---- @return Url? nil: it is none
+--- @return Url? nil if the text is not a URL
 function M.parse(text)
   local scheme, rest = text:match '^(%a[%w+.-]*)://(.*)$'
   if not scheme or text:find '[%c%s]' then return nil end
@@ -72,7 +72,7 @@ function M.parse(text)
   }
 end
 
---- A URL for people: without what may be secret. (A key of S3 may hold any character.)
+--- Formats a URL for messages, without its secret parts. A key of S3 may contain any character.
 --- @param text string
 --- @return string
 function M.shown(text)
@@ -80,8 +80,8 @@ function M.shown(text)
   return (text:gsub('[?#].*$', ''):gsub('^(%a[%w+.-]*://)[^/]*@', '%1'))
 end
 
---- The values of a URL's query, of which only these names are known.
---- @param where string what has the URL, for the sentence: '--queue'
+--- Returns the values of a URL's query, and fails for a name that is not known.
+--- @param where string the option that has the URL, for messages: '--queue'
 --- @param parts Url
 --- @param names string[]
 --- @return table<string, string>

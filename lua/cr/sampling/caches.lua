@@ -1,4 +1,4 @@
---- What the methods of caches take, and of what they stand around.
+--- The kinds of arguments of caches' methods and of the denoisers that they wrap.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -7,12 +7,12 @@ local M = {}
 
 local maybe, x = arguments.maybe, cr.kinds.alive
 
---- How a step is predicted: DeepCache's branch, and whether the unconditional half is wanted.
+--- How a step is predicted: DeepCache's branch, and whether the unconditional half is needed.
 M.how = maybe(arguments.options {
   guided = maybe(arguments.boolean), branch = maybe(arguments.any), deep = maybe(x), hook = maybe(arguments.any),
 })
 
---- Puts checks before a cache's functions and its objects' methods.
+--- Wraps the functions of a cache and the methods of its objects with checks.
 --- @param module table new, parse
 --- @param class table
 --- @return table module

@@ -1,4 +1,4 @@
---- diffusers' names of options and of their values, so that its scheduler_config.json serves.
+--- Translates diffusers' names of options and their values, so that its scheduler_config.json can be used.
 
 local errors = require 'cr.errors'
 local lists = require 'cr.sampling.lists'
@@ -9,17 +9,17 @@ local function renamed(name, values)
   return function(v) return name, values and values[v] or v end
 end
 
--- Only the value with which it does nothing is understood.
+-- Accepts only the value with which the option has no effect.
 local function only(plain, reason)
   return function(v, key)
     if v ~= plain then error(('%s = %s is not supported: %s'):format(key, type(v) == 'table' and 'a list' or tostring(v), reason), 0) end
   end
 end
 
-local FLOW = 'it belongs to flow matching, which these methods do not do'
+local FLOW = 'it belongs to flow matching, which is not supported'
 
--- A function gives name and value, or nothing where the value is the plain case that needs no option;
--- a pair is an option's value that true chooses.
+-- A rule that is a function returns a name and a value, or nothing if the value is the default case. A rule that is a
+-- pair is the option and the value that `true` chooses.
 local rules = {
   num_train_timesteps = renamed 'train_steps', num_inference_steps = renamed 'steps',
   trained_betas = renamed 'betas', prediction_type = renamed('prediction', { v_prediction = 'v', original_sample = 'sample' }),
@@ -33,12 +33,12 @@ local rules = {
   variance_type = function(v, key)
     if tostring(v):find 'learned' then error(('%s = %s is not supported: the network predicts no variance'):format(key, v), 0) end
   end,
-  solver_p = only(nil, 'the first steps have no solver of their own'),
+  solver_p = only(nil, 'the first steps cannot have a solver of their own'),
   interpolation_type = only('linear', 'noise levels are interpolated linearly'),
-  timestep_type = only('discrete', 'the network is told timesteps, not noise levels'),
+  timestep_type = only('discrete', 'the network takes timesteps, not noise levels'),
 }
 
--- What else diffusers' schedulers write into their files. A class ignores what belongs to another.
+-- Further keys that diffusers' schedulers write to their files. A class ignores keys that belong to another class.
 local of_other_classes = {}
 for name in ([[beta_start beta_end beta_schedule clip_sample set_alpha_to_one steps_offset thresholding sample_max_value
   lower_order_final euler_at_final lambda_min_clipped predict_x0 disable_corrector skip_prk_steps sigma_min sigma_max
@@ -47,7 +47,7 @@ for name in ([[beta_start beta_end beta_schedule clip_sample set_alpha_to_one st
   noise_sampler_seed predictor_order corrector_order tau_func scale_factors upscale_mode scheduler_type gamma eta
   clip_denoised]]):gmatch '%S+' do of_other_classes[name] = true end
 
--- diffusers accepts the solver types of related classes and takes its own default for them.
+-- diffusers accepts the solver types of related classes and replaces them by its own default.
 local foreign_solvers = { midpoint = true, heun = true, logrho = true, bh1 = true, bh2 = true }
 
 local function refuse_unknown(key, spec)
@@ -57,8 +57,8 @@ local function refuse_unknown(key, spec)
   error(('diffusers has no option "%s": %s'):format(tostring(key), errors.did_you_mean(key, names, '"')), 0)
 end
 
--- What a key means for a scheduler: {option's name, value, key}; nothing where it changes nothing.
--- `denied` gets the pairs that false rules out.
+-- Returns the meaning of a key for a scheduler, {option's name, value, key}, or nothing if it has no effect. `denied`
+-- collects the pairs that `false` excludes.
 local function meaning(spec, key, value, whole_file, denied)
   local option = lists.find(spec, key)
   local rule = not option and rules[key]
@@ -79,21 +79,20 @@ local function meaning(spec, key, value, whole_file, denied)
   end
   option = name and lists.find(spec, name)
   if not option then
-    if name and not whole_file then return key, value end -- to be refused by the name that was given
+    if name and not whole_file then return key, value end -- will be refused under the given name
     return
   end
   if name == 'solver' and foreign_solvers[v] and not lists.has(option.choices, v) then v = option[2] end
   return name, v
 end
 
---- Values by our names or diffusers' as values by ours. Two keys that say different things of one
---- option are an error.
+--- Translates values with our names or diffusers' names to our names. Two keys that contradict each other are an
+--- error.
 --- @param spec table a scheduler's options
 --- @param given table
---- @param whole_file boolean? what the scheduler has no option for, but another of diffusers' has, is left
----   out, as diffusers does
+--- @param whole_file boolean? true ignores keys of other diffusers schedulers, as diffusers does
 --- @return table values
---- @return table key_of the key by which each was given
+--- @return table key_of the key by which each value was given
 function M.translate(spec, given, whole_file)
   local out, key_of, denied = {}, {}, {}
   local function contradict(one, other)

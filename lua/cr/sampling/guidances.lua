@@ -1,4 +1,4 @@
---- What guidances are made of: a method's class from its file, wrappers around it, and what it is told of a step.
+--- Parts of guidances: the class of a method from its file, wrappers around it, and the description of a step that it gets.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -12,36 +12,37 @@ local M = {}
 
 -- ---- what a method is told -------------------------------------------------------------------
 
---- @class Step of a window, as guidances see it
+--- @class Step of a window, as guidance methods see it
 --- @field index integer from 1
 --- @field count integer of all steps
 --- @field t number timestep
---- @field x Tensor [1 F h w 4] what the network was asked about
---- @field alpha number the signal's share in x: x = alpha data + sigma noise
---- @field sigma number the noise's
+--- @field x Tensor [1 F h w 4] the input of the network
+--- @field alpha number the signal's coefficient: x = alpha data + sigma noise
+--- @field sigma number the noise's coefficient
 --- @field prediction string what the network predicts: 'epsilon', 'v' or 'sample'
---- @field held table<string, Tensor> what keep() kept in this window's steps before
+--- @field held table<string, Tensor> tensors that keep() stored in earlier steps of this window
 --- @field ask function
 local Step = {}
 Step.__index = Step
 
---- The predicted data as coefficients of x and of a prediction.
+--- Returns the coefficients of x and of the prediction that give the predicted data.
 --- @return number of_x
 --- @return number of_m
 function Step:data_weights() return solver.data_weights(self.prediction, self.alpha, self.sigma) end
 
---- The predicted noise as coefficients of x and of a prediction.
+--- Returns the coefficients of x and of the prediction that give the predicted noise.
 --- @return number of_x
 --- @return number of_m
 function Step:noise_weights() return solver.noise_weights(self.prediction, self.alpha, self.sigma) end
 
---- Keeps a tensor for the window's next steps, as step.held[name]; what was there is freed.
+--- Stores a tensor for later steps of the window as step.held[name]. The previous one is freed.
 --- @param name string
 --- @param t Tensor
 function Step:keep(name, t) held.put(self.held, name, t) end
 
---- Asks the network once more, past caches: at the same step, for the conditional half, with a hook of its layers.
---- @param how table {x = latents in place of the step's, guided = true for both halves, hook = (models/networks/unet3d_hook.lua)}
+--- Runs the network once more at the same step, bypassing caches, by default for the conditional half. A hook may
+--- change its layers.
+--- @param how table {x = latents (the step's), guided = true for both halves, hook = see models/networks/unet3d_hook.lua}
 --- @return Tensor [1 F h w 4], or [2 F h w 4]
 function Step:predict(how) return self.ask(how or {}) end
 
@@ -52,7 +53,7 @@ arguments.methods(Step, 'step', {
   }) },
 }, 'any')
 
---- A step's description.
+--- Makes the description of a step.
 --- @param fields table all but `keep` and `predict`
 --- @return Step
 function M.step(fields) return setmetatable(fields, Step) end
@@ -69,10 +70,10 @@ end
 
 local FIELDS = { help = 'string', options = 'table', combine = 'function', applies = 'function', halves = 'function', moves = 'boolean' }
 
---- The class of a method from what its file returned; a mistake in it is one sentence.
---- @param where string the file, for sentences
+--- Makes the class of a method from the value that its file returned, or fails with a sentence about a mistake in it.
+--- @param where string names the file in messages
 --- @param declared any see lua/cr/guidance/init.lua
---- @param own boolean? one of the library's: its methods are checked where scripts call them
+--- @param own boolean? whether it is part of the library: the arguments of its methods are then checked
 --- @return table class that make() takes
 function M.method(where, declared, own)
   if type(declared) == 'function' then declared = { combine = declared } end
@@ -96,9 +97,9 @@ function M.method(where, declared, own)
   return own and check(class) or class
 end
 
---- A method.
+--- Makes a guidance from the class of a method.
 --- @param class table
---- @param name string as it was asked for
+--- @param name string as it was given
 --- @param given table? options
 --- @param scale number
 --- @return table
@@ -106,7 +107,7 @@ function M.make(class, name, given, scale)
   return setmetatable({ name = name, options = options_of.parse('guidance ' .. name, class.spec, given), scale = scale }, class)
 end
 
---- A class of guidances around others: what it does not define is the inner one's.
+--- Makes a class of guidances that wrap another: methods that it does not define are those of the inner guidance.
 --- @return table
 function M.around()
   local class = wrapper.class 'inner'
@@ -116,7 +117,7 @@ function M.around()
   return class
 end
 
---- Puts checks before the methods of such a class.
+--- Wraps the methods of such a class with checks.
 --- @param class table
 --- @return table class
 function M.guard(class) return check(class) end

@@ -1,19 +1,19 @@
---- Tensors that are kept by name from one step to the next, in no scope.
+--- Tensors that are kept by name from step to step, outside all scopes.
 
 local cr = require 'cr'
 
 local M = {}
 
---- A handle of our own on the same numbers, so that neither the caller's scope nor we free what the other
---- still needs.
+--- Returns a second tensor on the same storage, so that neither the caller's scope nor this table frees what the
+--- other still needs.
 --- @param t Tensor
 --- @return Tensor
 function M.hold(t) return cr.keep(t:narrow(1, 1, t:size(1))) end
 
---- Keeps a tensor in a table under a name, in place of what was there.
+--- Stores a tensor in a table under a name, and frees the previous one.
 --- @param held table<string, Tensor>
 --- @param name string
---- @param t Tensor? nil: nothing
+--- @param t Tensor? nil stores nothing
 function M.put(held, name, t)
   local fresh = t and M.hold(t)
   local before = rawget(held, name)
@@ -21,7 +21,7 @@ function M.put(held, name, t)
   held[name] = fresh
 end
 
---- Frees what a table holds.
+--- Frees all tensors of a table.
 --- @param held table<string, Tensor>
 function M.free(held)
   for name, t in pairs(held) do

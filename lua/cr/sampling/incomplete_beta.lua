@@ -6,8 +6,8 @@ ffi.cdef 'double lgamma(double);'
 
 local M = {}
 
--- Its continued fraction (NIST's handbook, 8.17.22) by Lentz's method; converges fast for
--- x < (a + 1) / (a + b + 2).
+-- Evaluates its continued fraction (NIST's handbook, 8.17.22) by Lentz's method, which converges fast for x < (a + 1)
+-- / (a + b + 2).
 local function fraction(x, a, b)
   local tiny = 1e-300
   local c, d = 1, 1 - (a + b) * x / (a + 1)
@@ -44,9 +44,9 @@ end
 --- The x with I_x(a, b) = p.
 function M.inverse(p, a, b)
   if p <= 0 then return 0 elseif p >= 1 then return 1 end
-  if p > 0.5 then return 1 - M.inverse(1 - p, b, a) end -- the small side keeps its digits
+  if p > 0.5 then return 1 - M.inverse(1 - p, b, a) end -- the smaller tail keeps its precision
   local low, high = 0, 1
-  for _ = 1, 1100 do -- halving reaches the least positive number
+  for _ = 1, 1100 do -- enough halvings to reach the smallest positive number
     local middle = (low + high) / 2
     if middle <= low or middle >= high then break end
     if M.value(middle, a, b) < p then low = middle else high = middle end

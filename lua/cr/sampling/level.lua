@@ -1,9 +1,9 @@
---- Shares of signal and noise in a sample at a scheduler's step.
+--- Returns the coefficients of signal and noise in a sample at a scheduler's step.
 
 local options_of = require 'cr.sampling.options'
 local tables = require 'cr.sampling.tables'
 
-local plain -- LatentSync's noise schedule, for schedulers that do not say theirs
+local plain -- LatentSync's noise schedule, for schedulers without a method `level`
 
 --- @param scheduler table?
 --- @param i integer step

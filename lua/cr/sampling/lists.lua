@@ -1,8 +1,8 @@
---- Tables in a fixed order, and values as sentences name them.
+--- Iterates tables in a fixed order, and formats values for messages.
 
 local M = {}
 
---- A table's keys, in the order of their texts, so that nothing depends on a hash's.
+--- Returns the keys of a table, sorted as strings, so that nothing depends on the order of a hash table.
 --- @param t table
 --- @return table
 function M.keys(t)
@@ -12,7 +12,7 @@ function M.keys(t)
   return list
 end
 
---- The entry of a list of options whose name this is; nil if there is none.
+--- Finds the entry with a name in a list of options, or returns nil.
 --- @param spec table {{name, ...}, ...}
 --- @param name any
 --- @return table?
@@ -20,7 +20,7 @@ function M.find(spec, name)
   for _, option in ipairs(spec) do if option[1] == name then return option end end
 end
 
---- Whether a list has a value.
+--- Returns whether a list contains a value.
 --- @param list table?
 --- @param value any
 --- @return boolean
@@ -29,7 +29,7 @@ function M.has(list, value)
   return false
 end
 
---- A value as a sentence names it: text in quotes, a table as 'a table'.
+--- Formats a value for a message: text in quotes, a table as 'a table'.
 --- @param v any
 --- @return string
 function M.shown(v)

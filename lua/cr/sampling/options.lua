@@ -1,8 +1,8 @@
---- Options of schedulers: what a scheduler's file declares, and checked values.
+--- Options of schedulers: how a scheduler's file declares them, and how values are checked.
 --
--- A file lists its options as { name, default, help, ... }; the type is that of the default, and
--- `choices`, `min`, `max`, `integer`, `items` and `kind` narrow it. Groups that most methods share are
--- here. Everything that diffusers calls otherwise is translated (cr.sampling.diffusers).
+-- A file lists its options as { name, default, help, ... }. The type is that of the default; `choices`, `min`, `max`,
+-- `integer`, `items` and `kind` restrict it. This file has the groups of options that most methods share. Names of
+-- diffusers are translated (cr.sampling.diffusers).
 
 local diffusers = require 'cr.sampling.diffusers'
 local errors = require 'cr.errors'
@@ -12,80 +12,80 @@ local tables = require 'cr.sampling.tables'
 
 local M = {}
 
--- A beta of 0 adds no noise, and one of 1 leaves no signal: the first and the last level would be 0
--- and infinite. 0.999 is where Nichol and Dhariwal cap theirs.
+-- A beta of 0 adds no noise and a beta of 1 leaves no signal, so the first noise level would be 0 and the last
+-- infinite. Nichol and Dhariwal cap their betas at 0.999.
 local LEAST_BETA, MOST_BETA = 1e-8, 0.999
 
--- Noise levels far beyond any that a network is trained with.
+-- Bounds of noise levels, far beyond those that networks are trained with.
 local LEAST_SIGMA, MOST_SIGMA = 1e-5, 1e5
 
---- The network's noise schedule and what it predicts: every scheduler has these.
+--- The noise schedule and the kind of prediction of the network. Every scheduler has these options.
 M.schedule = {
   { 'steps', 20, 'number of steps', integer = true, min = 1 },
-  { 'train_steps', 1000, 'timesteps that the network was trained with', integer = true, min = 2, max = 100000 },
-  { 'beta_schedule', 'scaled_linear', 'how the betas grow', choices = { 'scaled_linear', 'linear', 'squaredcos_cap_v2' } },
+  { 'train_steps', 1000, 'number of timesteps that the network was trained with', integer = true, min = 2, max = 100000 },
+  { 'beta_schedule', 'scaled_linear', 'how the betas increase', choices = { 'scaled_linear', 'linear', 'squaredcos_cap_v2' } },
   { 'beta_start', 0.00085, 'first beta', min = LEAST_BETA, max = MOST_BETA },
   { 'beta_end', 0.012, 'last beta', min = LEAST_BETA, max = MOST_BETA },
-  { 'betas', nil, 'all betas, in place of a schedule', kind = 'table', items = { min = LEAST_BETA, max = MOST_BETA } },
+  { 'betas', nil, 'list of all betas, instead of a schedule', kind = 'table', items = { min = LEAST_BETA, max = MOST_BETA } },
   { 'prediction', 'epsilon', 'what the network predicts', choices = { 'epsilon', 'v', 'sample' } },
 }
 
---- Only for methods whose steps follow a list of timesteps.
+--- For methods whose steps follow a list of timesteps.
 M.spacing = {
-  { 'spacing', 'linspace', "how the steps are spread over training's", choices = { 'leading', 'trailing', 'linspace' } },
+  { 'spacing', 'linspace', 'how the steps are spaced over the training timesteps', choices = { 'leading', 'trailing', 'linspace' } },
   { 'steps_offset', 0, "added to the timesteps of 'leading'", integer = true, min = 0 },
 }
 
 M.zero_snr = { { 'zero_snr', false, 'rescale the betas so that the first step is pure noise' } }
 
---- Steps of one's own, and where they begin.
+--- Explicit timesteps, and the first step to compute.
 M.steps = {
-  { 'timesteps', nil, 'the steps one by one, falling: [999,700,400,100]', kind = 'table', items = { min = 0 } },
-  { 'begin_index', 0, 'steps that are left out at the beginning, for a sample that has some signal', integer = true, min = 0 },
+  { 'timesteps', nil, 'list of decreasing timesteps: [999,700,400,100]', kind = 'table', items = { min = 0 } },
+  { 'begin_index', 0, 'first steps to skip, for a sample that already contains some signal', integer = true, min = 0 },
 }
 
---- What a listed noise level may be.
+--- The bounds of listed noise levels.
 M.levels = { min = 0, max = MOST_SIGMA }
 
---- Noise levels listed one by one, for methods that have no formulas.
+--- An explicit list of noise levels, for methods without formulas.
 M.listed = {
-  { 'sigmas', nil, 'noise levels one by one, falling, with the last step\'s end: [14.6,3.9,0.9,0]', kind = 'table', items = M.levels },
+  { 'sigmas', nil, 'decreasing noise levels, including the end of the last step: [14.6,3.9,0.9,0]', kind = 'table', items = M.levels },
 }
 
---- Noise levels from a formula, a table or a list in place of the timesteps' own.
+--- Noise levels from a formula, a table or a list, instead of those of the timesteps.
 M.sigmas = {
   { 'sigmas', 'timesteps', "noise levels: those of the timesteps, a formula between the highest and the lowest, a table that was "
-    .. "made for Stable Diffusion 1 (ays, gits), or a list with the last step's end: [14.6,3.9,0.9,0]",
+    .. "optimized for Stable Diffusion 1 (ays, gits), or a list that includes the end of the last step: [14.6,3.9,0.9,0]",
     choices = { 'timesteps', 'karras', 'exponential', 'beta', 'ays', 'gits' }, list = M.levels },
   { 'sigma_min', nil, 'lowest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
   { 'sigma_max', nil, 'highest noise level of the formula', kind = 'number', min = LEAST_SIGMA, max = MOST_SIGMA },
 }
 
 M.final_sigma = {
-  { 'final_sigma', 'zero', "noise left at the end: none, or the training's least", choices = { 'zero', 'sigma_min' } },
+  { 'final_sigma', 'zero', 'noise left at the end: none, or the lowest training level', choices = { 'zero', 'sigma_min' } },
 }
 
---- Saharia et al. 2022: the predicted sample is held within a quantile of its own values.
+--- Dynamic thresholding (Saharia et al. 2022): the predicted sample is clamped to a quantile of its own values.
 M.threshold = {
-  { 'thresholding', false, 'hold the predicted sample within a quantile of its values' },
-  { 'threshold_ratio', 0.995, 'that quantile', min = 0, max = 1 },
-  { 'sample_max_value', 1, 'the most that the quantile may be', min = 1 },
+  { 'thresholding', false, 'clamp the predicted sample to a quantile of its values' },
+  { 'threshold_ratio', 0.995, 'the quantile for thresholding', min = 0, max = 1 },
+  { 'sample_max_value', 1, 'upper bound of the thresholding limit', min = 1 },
 }
 
 M.clip = {
-  { 'clip_sample', false, 'hold the predicted sample within a range' },
-  { 'clip_range', 1, 'that range: from minus to plus this', min = 0 },
+  { 'clip_sample', false, 'clamp the predicted sample to a fixed range' },
+  { 'clip_range', 1, 'limit of clip_sample: the range is from minus to plus this', min = 0 },
 }
 
---- Of methods that add noise.
+--- For methods that add noise.
 M.sde = {
-  { 'eta', 1, 'how much of the way fresh noise has: 0 none', min = 0, max = 10 },
-  { 's_noise', 1, "the fresh noise's standard deviation", min = 0, max = 10 },
+  { 'eta', 1, 'amount of fresh noise; 0 adds none, 1 is the full stochastic method', min = 0, max = 10 },
+  { 's_noise', 1, 'standard deviation of the fresh noise', min = 0, max = 10 },
 }
 
-M.noise = { { 'generator', nil, 'draws the fresh noise (the default generator)', kind = 'generator' } }
+M.noise = { { 'generator', nil, 'generator of the fresh noise (the default generator)', kind = 'generator' } }
 
---- Several groups as one list; later entries of a name replace earlier ones in place.
+--- Joins groups of options to one list. A later option replaces an earlier one of the same name in place.
 --- @param ... table lists of options
 --- @return table
 function M.join(...)
@@ -103,7 +103,7 @@ function M.join(...)
   return list
 end
 
--- What a number of an option is, for a refusal: 'a whole number from 1 on'.
+-- Describes the numbers that an option accepts, for messages: 'a whole number from 1 on'.
 local function range_of(option)
   local what = option.integer and 'a whole number' or 'a finite number'
   if not option.min then return what end
@@ -120,9 +120,9 @@ local function check_number(name, key, option, v)
   end
 end
 
---- Refuses a value that an option cannot have.
---- @param name string what it belongs to, for the sentence
---- @param key string the option's name as it was given
+--- Fails if an option cannot have a value.
+--- @param name string names the scheduler in messages
+--- @param key string the option's name, as the user wrote it
 --- @param option table
 --- @param v any
 function M.check(name, key, option, v)
@@ -156,11 +156,11 @@ function M.check(name, key, option, v)
   end
 end
 
--- Fields of an option that must be of a type where they are there.
+-- The types of the optional fields of an option.
 local FIELD_TYPES = { choices = 'table', items = 'table', list = 'table', kind = 'string', max = 'number', min = 'number' }
 
---- Refuses a list of options, of a user's file, that is none.
---- @param where string whose it is, for the sentence
+--- Fails if a user's file declares an invalid list of options.
+--- @param where string names the file in messages
 --- @param spec any
 function M.check_spec(where, spec)
   if type(spec) ~= 'table' then
@@ -181,11 +181,11 @@ function M.check_spec(where, spec)
   end
 end
 
---- The values of all options: those given, checked, and the defaults.
---- @param name string of the scheduler, for errors
+--- Returns the values of all options: the given ones after checking them, and the defaults.
+--- @param name string names the scheduler in messages
 --- @param spec table its options
---- @param given table? by our names or diffusers'
---- @param whole_file boolean? as of diffusers.translate
+--- @param given table? values by our names or diffusers'
+--- @param whole_file boolean? as for diffusers.translate
 --- @return table
 function M.parse(name, spec, given, whole_file)
   if given ~= nil and type(given) ~= 'table' then
@@ -221,14 +221,14 @@ function M.parse(name, spec, given, whole_file)
   return o
 end
 
---- Refuses values that exclude each other, or that a method would ignore. Not for diffusers' files,
---- which hold every option and where the one wins that wins there.
+--- Fails for values that contradict each other or that the method would ignore. It is not used for diffusers' files,
+--- which list every option and where diffusers' own precedence applies.
 --- @param name string
---- @param o table as from parse
+--- @param o table the result of `parse`
 function M.check_together(name, o)
   for _, key in ipairs { 'sigma_min', 'sigma_max' } do
     if o[key] and (o.sigmas == 'timesteps' or type(o.sigmas) == 'table' or tables.searched[o.sigmas]) then
-      error(('%s: %s is a level of a formula, and the noise levels are %s: add sigmas=karras, '
+      error(('%s: %s belongs to a formula, but the noise levels are %s: add sigmas=karras, '
         .. 'exponential or beta'):format(name, key, type(o.sigmas) == 'table' and 'listed'
         or o.sigmas == 'timesteps' and 'those of the timesteps' or "a table's"), 0)
     end
@@ -244,9 +244,9 @@ function M.check_together(name, o)
   end
 end
 
---- The options as lines of help.
+--- Formats options as lines of help.
 --- @param spec table
---- @param set table? values in place of the defaults
+--- @param set table? values to show instead of the defaults
 --- @return string
 function M.text(spec, set)
   local lines = {}

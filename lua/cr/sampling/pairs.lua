@@ -1,15 +1,15 @@
---- Methods that ask the network twice a step: at the step's beginning, and again on the way or at its end.
+--- Methods that call the network twice for each step: at the beginning of the step, and again inside it or at its end.
 --
--- A plan is a list of steps {from, to, t, up}: noise levels, the timestep where the step begins (found by the level
--- if it is nil), and the level to which fresh noise leads after the step (nil: none). self.calls[i] is {step,
--- second}: what the i-th call of the network belongs to.
+-- A plan is a list of steps {from, to, t, up}: two noise levels, the timestep at the beginning of the step (derived
+-- from the level if nil), and the level to which fresh noise leads after the step (nil: no fresh noise).
+-- self.calls[i] is {step, second}, the step of the i-th call of the network, and whether it is the second call.
 
 local solver = require 'cr.sampling.solver'
 local tables = require 'cr.sampling.tables'
 
 local M = {}
 
---- The plan of plain steps from timesteps and levels.
+--- Makes the plan of steps from timesteps and levels.
 --- @param timesteps number[]
 --- @param sigmas number[] one more
 --- @return table[]
@@ -19,11 +19,11 @@ function M.plan(timesteps, sigmas)
   return plan
 end
 
---- Makes a scheduler's calls from a plan: self.timesteps, self.calls, self.levels.
+--- Sets the calls of a scheduler from a plan: self.timesteps, self.calls, self.levels.
 --- @param self Solver
 --- @param plan table[]
---- @param second fun(step: table, next: table?): number?, number? the level of a step's second call, and its timestep if that is
----   known; nil: there is none
+--- @param second fun(step: table, next: table?): number?, number? returns the level of a step's second call, and its
+---   timestep if that is known, or nil if there is no second call
 function M.set(self, plan, second)
   local last = self.options.train_steps - 1
   self.plan, self.timesteps, self.calls, self.levels = plan, {}, {}, {}
@@ -40,8 +40,8 @@ function M.set(self, plan, second)
   end
 end
 
---- The same for steps of two halves with fresh noise: a second call at the geometric middle of the level where the step
---- begins and the level `down` from which the noise of `rise` leads up to its end (solver.ancestral).
+--- The same for ancestral steps. The second call is at the geometric mean of two levels: the one where the step
+--- begins, and the level `down`, from which fresh noise leads up to the end of the step (solver.ancestral).
 --- @param self Solver
 --- @param timesteps number[]
 --- @param sigmas number[] one more
@@ -52,12 +52,12 @@ function M.set_ancestral(self, timesteps, sigmas)
   end)
 end
 
---- The update of such a step: a half of it in the first of two calls, else all of it, with its noise.
+--- The update of such a step: half of the step in the first of two calls, otherwise the whole step with its noise.
 --- @param self Solver
 --- @param i integer the call
---- @param now table what the network answered
---- @param without_noise fun(start: table, from: number, to: number, alpha: number): table the method's form between two levels,
----   for the signal's scale at the goal
+--- @param now table the history entry of this call
+--- @param without_noise fun(start: table, from: number, to: number, alpha: number): table returns the form of a step
+---   between two levels, where alpha is the signal's coefficient at the end
 --- @return table form
 function M.update_ancestral(self, i, now, without_noise)
   local call = self.calls[i]
@@ -70,7 +70,7 @@ function M.update_ancestral(self, i, now, without_noise)
   return form
 end
 
---- Where the network is asked in the i-th call.
+--- Returns the level at which the network is called in the i-th call.
 function M.begins_at(self, i) return self:level(self.levels[i]) end
 
 return M

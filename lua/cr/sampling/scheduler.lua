@@ -1,4 +1,4 @@
---- What schedulers.load returns: a file's scheduler behind checks of what goes in and comes out.
+--- The object that schedulers.load returns. It wraps the scheduler of a file and checks its inputs and outputs.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -11,19 +11,21 @@ local wrapper = require 'cr.sampling.wrapper'
 local M = {}
 
 --- @class Scheduler
---- @field name string as it was asked for
---- @field file string? its path, if it came from one
+--- @field name string as the user wrote it
+--- @field file string? the path of a user's file
 --- @field options table all options with their values
---- @field timesteps number[] what the network is asked about, in order
---- @field begin_index integer how many first steps are left out: then start() wants a sample besides the noise
---- @field init_noise_sigma number what the first noise is multiplied by (1)
---- @field least_steps integer|function|nil with fewer its results are visibly spoilt; a function of the options
---- @field inner table what the file made
+--- @field timesteps number[] the timesteps at which the network is called, in order
+--- @field begin_index integer number of first steps to skip; if it is not 0, start() needs a sample besides the noise
+--- @field init_noise_sigma number factor of the initial noise (1)
+--- @field least_steps integer|function|nil with fewer steps its results have visible artefacts; may be a function of
+---   the options
+--- @field inner table the object that the file made
 local Scheduler = wrapper.class 'inner'
 
---- The sample to begin with.
+--- Returns the initial sample.
 --- @param noise Tensor standard normal
---- @param source Tensor? a clean sample that is noised to the first step's level (for begin_index); nil: noise alone
+--- @param source Tensor? a clean sample to which noise of the first step's level is added (for begin_index); nil
+---   starts from pure noise
 --- @return Tensor
 function Scheduler:start(noise, source)
   if source then
@@ -33,11 +35,11 @@ function Scheduler:start(noise, source)
   return self.init_noise_sigma == 1 and noise or noise * self.init_noise_sigma
 end
 
---- One step: x at the next timestep. A step that fails changes nothing, and can be made again.
---- @param prediction Tensor what the network gave for x at t
+--- Makes one step and returns x at the next timestep. A step that fails changes no state and can be repeated.
+--- @param prediction Tensor the network's output for x at t
 --- @param t number the next of self.timesteps
 --- @param x Tensor
---- @param noise Tensor? fresh normal numbers for methods that add some, instead of drawing them
+--- @param noise Tensor? standard normal noise for methods that add noise, instead of drawing it
 --- @return Tensor of x's shape and dtype
 function Scheduler:step(prediction, t, x, noise)
   solver.check_step('scheduler ' .. self.name, prediction, x, noise)
@@ -48,20 +50,20 @@ function Scheduler:step(prediction, t, x, noise)
     problem, tostring(t), x.dtype, x.device, table.concat(x.shape, ' ')), 0)
 end
 
---- Forgets a window whose steps were not all made; after the last step that is so by itself.
+--- Drops the state of a window that was not finished. After the last step this happens automatically.
 function Scheduler:reset()
   if self.inner.reset then self.inner:reset() end
 end
 
---- Draws fresh noise with this generator from now on.
+--- Sets the generator of fresh noise.
 --- @param generator Generator
 function Scheduler:use(generator)
   options_of.check('scheduler ' .. self.name, 'use', { 'generator', kind = 'generator' }, generator)
   self.inner.generator = generator
 end
 
---- What there is to say about too few steps, as one sentence; nil if they are enough.
---- @param least integer? the fewest that are enough (the method's own bound)
+--- Returns a warning about too few steps, or nil if there are enough.
+--- @param least integer? smallest sufficient number of steps (the method's own bound)
 --- @return string?
 function Scheduler:warning(least)
   least = least or self.least_steps
@@ -71,11 +73,11 @@ function Scheduler:warning(least)
   if type(least) == 'function' then least = least(self.options) end
   local steps = self.options.steps or #self.timesteps
   if not least or steps >= least then return end
-  return ('scheduler %s: %d %s too few for this method, whose pictures are clean from %d steps on; expect patches or blur')
+  return ('scheduler %s: %d %s too few for this method, which needs at least %d; expect patches or blur')
     :format(self.name, steps, steps == 1 and 'step is' or 'steps are', least)
 end
 
--- Whether JSON can hold it.
+-- Returns whether JSON can represent a value.
 local function is_plain(v)
   if type(v) == 'table' then
     for _, item in ipairs(v) do if not is_plain(item) then return false end end
@@ -84,7 +86,7 @@ local function is_plain(v)
   return type(v) == 'string' or type(v) == 'boolean' or type(v) == 'number' and v - v == 0
 end
 
---- Name and options for reports: plain values and lists only.
+--- Returns name and options for reports, with plain values and lists only.
 --- @return table {name, file, options}
 function Scheduler:settings()
   local list = {}
@@ -92,14 +94,14 @@ function Scheduler:settings()
   return { name = self.name, file = rawget(self, 'file'), options = list }
 end
 
-local any = arguments.any -- what a scheduler cannot take it says itself, with its name
+local any = arguments.any -- the scheduler checks these itself and names itself in the message
 arguments.methods(Scheduler, 'scheduler', {
   start = { cr.kinds.alive, arguments.maybe(cr.kinds.alive) },
   step = { any, any, any, any }, reset = {}, use = { any }, warning = { any }, settings = {},
 })
 
--- What a file's new() returned, with each mistake told. Only its own order of timesteps is checked: a
--- method of ours may ask about a later level once more.
+-- Checks what a file's new() returned, and fails for each kind of mistake. Only timesteps of users' files must
+-- decrease: some of our methods call the network twice at one level.
 local function check_made(name, inner, options, own_file)
   local function bad(text, ...) error(('scheduler %s: new() ' .. text):format(name, ...), 0) end
   if type(inner) ~= 'table' then bad('must return a table with timesteps and step, not %s', type(inner)) end
@@ -121,17 +123,17 @@ local function check_made(name, inner, options, own_file)
     if type(t) ~= 'number' or t ~= t or math.abs(t) == math.huge then
       bad('returned timesteps of which number %d is %s', i, type(t) == 'number' and tostring(t) or 'a ' .. type(t))
     elseif t < 0 or t > last then
-      bad('returned timesteps of which number %d is %g: the network was trained with those from 0 to %d', i, t, last)
+      bad('returned timesteps of which number %d is %g, but the network was trained with 0 to %d', i, t, last)
     elseif own_file and i > 1 and t > inner.timesteps[i - 1] then
-      bad('returned timesteps that rise: number %d is %g, after %g; noise falls, so timesteps do', i, t, inner.timesteps[i - 1])
+      bad('returned timesteps that increase: number %d is %g, after %g; they must decrease as the noise does', i, t, inner.timesteps[i - 1])
     end
   end
 end
 
---- A scheduler around what a file's new() returned.
+--- Wraps what a file's new() returned.
 --- @param inner any
 --- @param fields table {name, file, options, least_steps}
---- @param own_file boolean? of a user's file
+--- @param own_file boolean? whether it is a user's file
 --- @return Scheduler
 function M.wrap(inner, fields, own_file)
   check_made(fields.name, inner, fields.options, own_file)

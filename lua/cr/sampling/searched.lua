@@ -1,5 +1,6 @@
---- Noise levels that were searched for, of networks with Stable Diffusion 1's betas: by table and number of steps, highest
---- first, with the last step's end. For other numbers of steps the levels lie between those of the largest table.
+--- Noise levels that were optimized for networks with the betas of Stable Diffusion 1, by table and number of steps,
+--- in decreasing order, including the end of the last step. For other numbers of steps the levels are interpolated
+--- from the largest table.
 
 return {
   -- Align Your Steps, Sabour et al. 2024 (arXiv 2404.14507): the timesteps that its authors give for ten steps, as levels.

@@ -1,31 +1,32 @@
---- What schedulers with a history share: steps in order, a window's state, linear combinations.
+--- The base class of schedulers with a history: it keeps steps in order, holds the state of a window, and computes
+--- linear combinations.
 --
--- A scheduler's file makes a class of its options (`solver.class`) and gives it two methods:
--- `prepare(o)` sets self.timesteps and the noise levels, `update(i, now)` returns the i-th
--- step's result as a form. A form is a linear combination of tensors that is still to be computed:
--- the sample and the network's predictions of this step and earlier ones, with the coefficients
--- added up in float64. So a step is one fused operation, whatever the method. scripts/examples/my_solver.lua
--- is one to copy.
+-- A scheduler's file makes a class of its options (`solver.class`) and gives it two methods: `prepare(o)` sets
+-- self.timesteps and the noise levels, `update(i, now)` returns the i-th step's result as a form. A form is an
+-- unevaluated linear combination of tensors: the sample and the predictions of this step and earlier ones, with
+-- coefficients that are summed in float64. So each step is one fused operation, whatever the method.
+-- scripts/examples/my_solver.lua is an example to copy.
 --
 --   forms    solver.form(a, 0.5, b, 2) is 0.5 a + 2 b; form:add(what, c) adds a tensor or another form
---   now      this step: x, m (what the network gave), t, alpha, sigma, lambda; self:data(now) and self:noise(now) are
---            the predicted sample and noise as forms, whatever the network predicts
---   orders   self.history is this step and the `depth` ones before it, newest first, each as `now` is; at a
---            window's beginning there are fewer, so a step's order is math.min(order, #self.history)
---   levels   self.sigmas[i] is where step i begins and self.sigmas[i + 1] where it ends, as noise by signal;
---            self:level(sigma) gives alpha, sigma, lambda there
---   spread   without a prepare() of its own a class has the steps of the methods in sigma (options.spacing, options.sigmas,
---            options.steps: lists and begin_index), whose 'linspace' asks last about training step 0, which has hardly any
---            noise; self:spread(o, o.final_sigma) are those of the DPM-Solver family, which end a step before. A method that
---            needs another number of levels than of calls asks with setmetatable({ steps = 2 * o.steps }, { __index = o })
+--   now      this step: x, m (the network's output), t, alpha, sigma, lambda; self:data(now) and self:noise(now) are the
+--            predicted sample and noise as forms, whatever the network predicts
+--   history  self.history holds this step and the `depth` steps before it, newest first, each like `now`. At the beginning of
+--            a window there are fewer, so the order of a step is math.min(order, #self.history)
+--   levels   step i goes from self.sigmas[i] to self.sigmas[i + 1], as the ratio of noise to signal; self:level(sigma) returns
+--            alpha, sigma, lambda for a level
+--   spacing  by default, without its own prepare(), a class has the steps of the methods in sigma (options.spacing,
+--            options.sigmas, options.steps: lists and begin_index), whose 'linspace' ends with training step 0, which has
+--            hardly any noise. self:spread(o, o.final_sigma) gives the steps of the DPM-Solver family, which end one step
+--            earlier. A method with another number of levels than of calls passes
+--            setmetatable({ steps = 2 * o.steps }, { __index = o })
 --   noise    self:fresh(now) is normal noise (options.noise has its generator, options.sde eta and s_noise);
---            solver.ancestral(from, to, eta) says how far a step goes down, and how much noise leads up again
---   calls    a network that is asked twice a step: cr.sampling.pairs, as heun.lua and kdpm2.lua use it
---   others   solver.extend(base, ...) is another class with some of it changed
+--            solver.ancestral(from, to, eta) returns the lower level of an ancestral step and the amount of fresh noise
+--   calls    cr.sampling.pairs is for methods with two network calls in a step, such as heun.lua and kdpm2.lua
+--   derived  solver.extend(base, ...) is another class with some parts changed
 --
--- Samples are variance-preserving everywhere: x = alpha x0 + sigma noise with alpha^2 + sigma^2 = 1.
--- The methods that are written for x / alpha (Euler, Heun, LMS) are scaled inside their
--- coefficients, so the network's input is never scaled by a separate operation.
+-- Samples are variance-preserving everywhere: x = alpha x0 + sigma noise with alpha^2 + sigma^2 = 1. Methods that are
+-- formulated for x / alpha (Euler, Heun, LMS) include that scale in their coefficients, so the network's input is
+-- never scaled by a separate operation.
 
 local arguments = require 'cr.arguments'
 local cr = require 'cr'
@@ -40,7 +41,7 @@ local M = {}
 local Form = {}
 Form.__index = Form
 
---- A form without terms, or with the pairs (term, coefficient) that are given.
+--- Makes a form from pairs (term, coefficient), or an empty one.
 function M.form(...)
   local form = setmetatable({ tensors = {}, weights = {} }, Form)
   for i = 1, select('#', ...), 2 do form:add((select(i, ...)), (select(i + 1, ...))) end
@@ -66,7 +67,7 @@ function Form:add(what, c)
   return self
 end
 
---- The tensor: one operation.
+--- Evaluates the form in one operation.
 function Form:value() return cr.lincomb(self.tensors, self.weights) end
 
 -- ---- a window's state ------------------------------------------------------------------------
@@ -75,8 +76,8 @@ local function drop(entry)
   for _, t in pairs(entry.held) do t:free() end
 end
 
---- Refuses what no step can take, before noise is drawn and anything is kept.
---- @param name string the scheduler's
+--- Fails for invalid arguments of a step, before noise is drawn or any state changes.
+--- @param name string names the scheduler in messages
 --- @param prediction any
 --- @param x any
 --- @param noise any
@@ -94,8 +95,8 @@ end
 
 local function shape_of(t) return '[' .. table.concat(t.shape, ' ') .. ']' end
 
---- Refuses shapes and devices that differ within a step, or from the window's earlier steps.
---- @param name string the scheduler's
+--- Fails if shapes or devices differ within a step, or from earlier steps of the window.
+--- @param name string names the scheduler in messages
 --- @param x Tensor
 --- @param others table {name = Tensor} in order: { 'the prediction', prediction }, ...
 function M.check_alike(name, x, others)
@@ -108,13 +109,13 @@ function M.check_alike(name, x, others)
   end
 end
 
--- The value below which a share q of the numbers lies, linear between two of them; nil with a nan.
+-- Returns the quantile q of the elements with linear interpolation, or nil if one is nan.
 local function quantile(x, q)
   local values = x:to 'f64':to 'cpu':contiguous()
   local n, p, list = values:numel(), values:pointer(), {}
   for i = 1, n do
     list[i] = math.abs(p[i - 1])
-    if list[i] ~= list[i] then return nil end -- a nan has no place in an order
+    if list[i] ~= list[i] then return nil end -- a nan cannot be sorted
   end
   table.sort(list)
   local at = q * (n - 1)
@@ -123,7 +124,7 @@ local function quantile(x, q)
   return a + (at - low) * (b - a)
 end
 
--- Saharia et al. 2022, section 2.3, each sample of the batch by itself.
+-- Dynamic thresholding (Saharia et al. 2022, section 2.3), separately for each sample of the batch.
 local function dynamic_threshold(x0, o)
   local parts = {}
   for b = 1, x0:size(1) do
@@ -135,16 +136,16 @@ local function dynamic_threshold(x0, o)
   return #parts > 1 and cr.cat(parts, 1) or parts[1]
 end
 
---- Whether the predicted sample is changed before it is used, which is no longer linear.
+--- Returns whether the predicted sample is clamped before it is used, which makes a step non-linear.
 function M.bounded(o) return o.thresholding or o.clip_sample or false end
 
---- The predicted sample held within bounds, as the options ask.
+--- Clamps the predicted sample as the options say.
 function M.bound(x0, o)
   if o.thresholding then return dynamic_threshold(x0, o) end
   return x0:clamp(-o.clip_range, o.clip_range)
 end
 
---- Normal draws for a channels-last x, in the order in which torch draws for channels-first.
+--- Draws normal noise for a channels-last x, in the order in which torch draws it for channels-first.
 function M.draw_like(x, generator)
   local shape = x.shape
   local n = #shape
@@ -160,7 +161,7 @@ function M.draw_like(x, generator)
   return cr.randn(order, how):permute(unpack(back)):contiguous()
 end
 
---- The predicted sample as coefficients of x and of what the network gave.
+--- Returns the coefficients of x and of the network's output that give the predicted sample.
 --- @return number of_x, number of_m
 function M.data_weights(prediction, alpha, sigma)
   if prediction == 'epsilon' then return 1 / alpha, -sigma / alpha end
@@ -168,7 +169,7 @@ function M.data_weights(prediction, alpha, sigma)
   return 0, 1
 end
 
---- The predicted noise as coefficients of x and of what the network gave.
+--- Returns the coefficients of x and of the network's output that give the predicted noise.
 --- @return number of_x, number of_m
 function M.noise_weights(prediction, alpha, sigma)
   if prediction == 'epsilon' then return 0, 1 end
@@ -176,20 +177,20 @@ function M.noise_weights(prediction, alpha, sigma)
   return 1 / sigma, -alpha / sigma
 end
 
---- A step from one noise level to another by way of one below it, from which fresh noise leads up again (k-diffusion's
---- "ancestral").
+--- Splits a step into one to a lower noise level and fresh noise that raises it to the target level (k-diffusion's
+--- "ancestral" step).
 --- @param from number
 --- @param to number
---- @param eta number share of the noise that is DDPM's: 0 none
---- @return number down the level below
---- @return number up the fresh noise's deviation
+--- @param eta number 0 adds no noise, 1 adds as much as DDPM
+--- @return number down the lower level
+--- @return number up the standard deviation of the fresh noise
 function M.ancestral(from, to, eta)
   local up = math.min(to, eta * math.sqrt(math.max(0, to * to * (from * from - to * to) / (from * from))))
   return math.sqrt(to * to - up * up), up
 end
 
---- The fewest steps that give a picture without patches, on the small model: a formula's first steps are
---- longer than those of the timesteps. Four of dpmpp_2m_karras end at 20 dB, five at 36 dB.
+--- Returns the smallest number of steps that gives a picture without patches, as measured on the small model.
+--- Formulas have longer first steps than the timesteps: four steps of dpmpp_2m_karras reach 20 dB, five reach 36 dB.
 --- @param o table
 --- @return integer
 function M.least_steps(o) return (o.sigmas or 'timesteps') == 'timesteps' and 3 or 5 end
@@ -199,35 +200,35 @@ function M.least_steps(o) return (o.sigmas or 'timesteps') == 'timesteps' and 3 
 --- @class Solver
 --- @field timesteps number[]
 --- @field sigmas number[] noise levels, one more than steps
---- @field init_noise_sigma number what the first noise is multiplied by
---- @field history table[] newest first; an entry is one step: x, m, alpha, sigma, lambda
---- @field depth integer how many earlier steps update() looks at
---- @field name string as it was asked for
+--- @field init_noise_sigma number factor of the initial noise
+--- @field history table[] newest first; each entry is one step: x, m, alpha, sigma, lambda
+--- @field depth integer number of earlier steps that update() uses
+--- @field name string as the user wrote it
 --- @field options table all options with their values
---- @field alphas number[] the cumulated product of the schedule, by training steps
---- @field as_diffusers boolean whether it computes as diffusers does
---- @field generator Generator? that draws its noise
+--- @field alphas number[] alphas_cumprod by training step
+--- @field as_diffusers boolean whether it reproduces diffusers' numbers
+--- @field generator Generator? generator of its noise
 --- @field cosine_unrounded boolean?
---- @field plan table? of the methods with two calls a step
+--- @field plan table? for methods with two calls in a step (cr.sampling.pairs)
 --- @field calls table? of those
 --- @field levels table? of those
 --- @field update function its step
 local Solver = {}
 
---- alpha, sigma and lambda (half the logarithm of the signal-to-noise ratio) at a noise level.
+--- Returns alpha, sigma and lambda (half the logarithm of the signal-to-noise ratio) at a noise level.
 function Solver:level(sigma)
   local alpha = 1 / math.sqrt(sigma * sigma + 1)
   return alpha, sigma * alpha, -math.log(sigma)
 end
 
---- The level at which the network is asked in step i: alpha, sigma, lambda.
+--- Returns alpha, sigma and lambda of the level at which the network is called in step i.
 function Solver:begins_at(i)
   if self.sigmas then return self:level(self.sigmas[i]) end
   local a = self.alphas[self.timesteps[i]]
   return math.sqrt(a), math.sqrt(1 - a), math.log(a / (1 - a)) / 2
 end
 
---- The predicted sample of a step, as a form.
+--- Returns the predicted sample of a step as a form.
 function Solver:data(entry)
   if entry.held.data then return M.form(entry.held.data, 1) end
   local of_x, of_m = M.data_weights(self.options.prediction, entry.alpha, entry.sigma)
@@ -237,7 +238,7 @@ function Solver:data(entry)
   return M.form(entry.held.data, 1)
 end
 
---- The predicted noise of a step, as a form.
+--- Returns the predicted noise of a step as a form.
 function Solver:noise(entry)
   if M.bounded(self.options) then
     return M.form(entry.x, 1 / entry.sigma, self:data(entry), -entry.alpha / entry.sigma)
@@ -246,31 +247,31 @@ function Solver:noise(entry)
   return M.form(entry.x, of_x, entry.m, of_m)
 end
 
---- A tensor that an entry is to hold as long as it is in the history.
+--- Stores a tensor in an entry as long as the entry is in the history.
 function Solver:keep(entry, name, tensor)
   entry.held[name] = hold(tensor)
   return entry.held[name]
 end
 
---- Fresh noise of x's shape: the step's own argument if it was given.
+--- Returns fresh noise of x's shape, or the noise that was given to the step.
 function Solver:fresh(entry) return entry.fresh or M.draw_like(entry.x, self.generator) end
 
---- One step: x at the next timestep.
+--- Makes one step and returns x at the next timestep.
 --- @param prediction Tensor what the network gave for x at t
 --- @param t number the next of self.timesteps
 --- @param x Tensor
---- @param noise Tensor? normal draws for methods that add noise, instead of drawing them
+--- @param noise Tensor? standard normal noise for methods that add noise, instead of drawing it
 --- @return Tensor
 function Solver:step(prediction, t, x, noise)
   local i = self.index + 1
   if t ~= self.timesteps[i] then
-    error(('%s: step %d is at timestep %s, not %s; call reset() to begin a window anew'):format(self.name, i,
+    error(('%s: step %d is at timestep %s, not %s; call reset() to start a new window'):format(self.name, i,
       tostring(self.timesteps[i]), tostring(t)), 0)
   end
   M.check_step(self.name, prediction, x, noise)
   local before = self.history
   M.check_alike(self.name, x, { { 'the prediction', prediction }, noise and { 'the noise', noise } })
-  if before[1] then M.check_alike(self.name, x, { { 'that of the step before (call reset() to begin anew)', before[1].x } }) end
+  if before[1] then M.check_alike(self.name, x, { { 'that of the previous step (call reset() to start a new window)', before[1].x } }) end
   local entry = { t = t, fresh = noise, held = {} }
   local ok, y = pcall(cr.scope, function()
     entry.x = hold(x)
@@ -282,7 +283,7 @@ function Solver:step(prediction, t, x, noise)
     return self:update(i, entry):value()
   end)
   entry.fresh = nil
-  if not ok then -- the window stays as it was, so that the step can be made again
+  if not ok then -- the state is restored, so that the step can be repeated
     self.history = before
     drop(entry)
     error(y, 0)
@@ -293,21 +294,21 @@ function Solver:step(prediction, t, x, noise)
   return y
 end
 
---- Forgets the window; needed only if its steps were not all made.
+--- Drops the state of the window. It is needed only if the window was not finished.
 function Solver:reset()
   for _, entry in ipairs(self.history) do drop(entry) end
   self.history, self.index = {}, 0
 end
 
---- What the network gets for x: x itself.
+--- Returns the network's input for x, which is x itself.
 function Solver:scale_input(x) return x end
 
 -- ---- noise levels ----------------------------------------------------------------------------
 
--- The levels of a formula, and the one where the last step ends. A formula's last level is where the
--- last step ends if that is the least; in diffusers it also begins there, and changes nothing.
+-- Returns the levels of a formula and the final level. If the final level is the lowest one, the last step ends at
+-- the last level of the formula. In diffusers that step also begins there and so changes nothing.
 function Solver:formula(o, high, low, ends)
-  -- One step begins at the highest, and the lowest matters only if it is given.
+  -- A single step begins at the highest level, and the lowest matters only if it is given.
   if not tables.searched[o.sigmas] and high <= low and (o.steps > 1 or o.sigma_min) then
     error(('%s: the highest noise level %g is not above the lowest, %g: see sigma_min and sigma_max'):format(self.name, high,
       low), 0)
@@ -323,10 +324,10 @@ function Solver:formula(o, high, low, ends)
   return sigmas
 end
 
--- The formula's limits, and training's where the options have none.
+-- Returns the limits of the formula from the options, or those of training.
 local function limits(o, high, low) return o.sigma_max or high, o.sigma_min or low end
 
---- Steps without the first ones, if the options ask for that: of a run of its own that begins later.
+--- Removes the first steps if the option begin_index says so.
 --- @param timesteps number[]
 --- @param sigmas number[]?
 --- @return number[] timesteps
@@ -342,8 +343,8 @@ function Solver:cut(timesteps, sigmas)
   return { unpack(timesteps, left_out + 1) }, sigmas and { unpack(sigmas, left_out + 1) }
 end
 
---- Timesteps and noise levels of the DPM-Solver family, from the options; the last level is where the
---- last step ends.
+--- Returns timesteps and noise levels of the DPM-Solver family from the options. The last level is the end of the
+--- last step.
 --- @param o table
 --- @param ends 'zero'|'sigma_min'
 function Solver:spread(o, ends)
@@ -364,7 +365,7 @@ function Solver:spread(o, ends)
     sigmas[o.steps + 1] = ends == 'sigma_min' and least or 0
     return self:cut(timesteps, sigmas)
   end
-  -- diffusers cuts off the fraction where it does not round.
+  -- diffusers truncates where it does not round.
   local rounded = (o.sigmas == 'karras' or o.sigmas == 'lu' or tables.searched[o.sigmas] ~= nil)
     and not (self.cosine_unrounded and o.beta_schedule == 'squaredcos_cap_v2')
   local high, low = limits(o, tables.sigma_of(alphas[last]), least)
@@ -376,15 +377,15 @@ function Solver:spread(o, ends)
   return self:cut(timesteps, sigmas)
 end
 
---- Timesteps and noise levels of the methods in sigma (Euler, Heun, LMS); the last level is where the
---- last step ends.
+--- Returns timesteps and noise levels of the methods in sigma (Euler, Heun, LMS). The last level is the end of the
+--- last step.
 function Solver:spread_sigma(o)
   local alphas, last, steps = self.alphas, o.train_steps - 1, o.steps
   local ends = o.final_sigma or 'zero'
   local listed, listed_levels = tables.listed(self.name, o, alphas, ends)
   if listed then return self:cut(listed, listed_levels) end
   local least, levels, sigmas = tables.sigma_of(alphas[0]), {}, {}
-  -- 'linspace' reaches training step 0, which is the least level: there the last step ends.
+  -- 'linspace' includes training step 0, the lowest level, so the last step ends there.
   local shared = ends == 'sigma_min' and o.spacing == 'linspace' and not self.as_diffusers
   local spread = shared and setmetatable({ steps = steps + 1 }, { __index = o }) or o
   local timesteps = tables.check(self.name, spread, tables.timesteps(spread, false, self.as_diffusers))
@@ -400,25 +401,25 @@ function Solver:spread_sigma(o)
   return self:cut(timesteps, sigmas)
 end
 
---- What the first noise is multiplied by so that it has the first level's variance: diffusers'
---- init_noise_sigma, scaled as samples are here.
+--- Returns the factor that gives the initial noise the variance of the first level: diffusers' init_noise_sigma,
+--- scaled as samples are scaled here.
 function Solver:first_scale(o)
   if o.spacing == 'leading' then return 1 end
   local _, sigma = self:level(self.sigmas[1])
   return sigma
 end
 
---- Refuses a first step that nothing can be said about, and a step that ends where it begins.
+--- Fails if the first step is undefined, or if a step ends at the level where it begins.
 function Solver:check_levels(o)
   local first = self.timesteps[1]
   local share = first >= o.train_steps - 1 and self.alphas[o.train_steps - 1]
   if o.zero_snr and o.prediction == 'epsilon' and share and (share == 0 or not self.as_diffusers) then
-    error(self.name .. ': with zero_snr the first step is pure noise, from which epsilon says nothing; '
+    error(self.name .. ': with zero_snr the first step is pure noise, where a prediction of epsilon carries no information; '
       .. 'use prediction "v" or "sample"', 0)
   end
   local sigmas = self.sigmas or {}
   for i = 2, #sigmas do
-    -- The last one of diffusers' may end where it begins.
+    -- In diffusers the last step may end where it begins.
     local level = sigmas[i] < sigmas[i - 1] or self.as_diffusers and i == #sigmas and sigmas[i] == sigmas[i - 1]
     if not level then
       error(('%s: %d steps are too many: step %d would end at the noise level at which it begins'):format(self.name, o.steps,
@@ -427,7 +428,7 @@ function Solver:check_levels(o)
   end
 end
 
---- The prepare() of the methods in sigma; others have their own.
+--- The default prepare(), for methods in sigma. Other methods define their own.
 function Solver:prepare(o)
   self.timesteps, self.sigmas = self:spread_sigma(o)
   self.init_noise_sigma = self:first_scale(o)
@@ -436,8 +437,8 @@ end
 local any = arguments.any
 arguments.methods(Solver, 'scheduler', { step = { any, any, any, any }, reset = {}, scale_input = { any } }, 'any')
 
---- Makes a scheduler's class: a table with `new(options)`, to which its file adds update(), and
---- prepare() unless it works in sigma.
+--- Makes the class of a scheduler: a table with `new(options)`. Its file adds update(), and prepare() unless the
+--- method works in sigma.
 ---
 ---     local M = solver.class { name = 'mine', help = 'Euler', options = options.join(options.schedule, options.spacing), depth = 0 }
 ---     function M:update(i, now) return solver.form(self:data(now), 1, self:noise(now), self.sigmas[i + 1]) end
@@ -450,8 +451,9 @@ function M.class(declared)
   for key, method in pairs(Solver) do if class[key] == nil then class[key] = method end end
 
   --- Makes a scheduler.
-  --- @param given table? options, by our names or diffusers'
-  --- @param as table? {name = in errors, diffusers = true: its numbers where they are not the method's}
+  --- @param given table? options by our names or diffusers'
+  --- @param as table? {name = the name in messages, diffusers = true: reproduce diffusers' numbers where they differ
+  ---   from the method}
   function class.new(given, as)
     local name = as and as.name or declared.name
     local o = options.parse(name, declared.options, given)
@@ -470,14 +472,14 @@ function M.class(declared)
   return arguments.guard((declared.name or 'scheduler') .. '.', class, { new = { any, any } })
 end
 
---- A scheduler's class that goes on from another one: it has that one's methods and options where it has none of its
---- own. What belongs to names (variants, aliases, diffusers) is not taken over.
+--- Derives the class of a scheduler from another. It inherits methods and options that it does not define. Names
+--- (variants, aliases, diffusers) are not inherited.
 ---
 ---     local heun = require 'cr.schedulers.heun'
 ---     local M = solver.extend(heun, { name = 'mine', help = '...', options = { { 'gain', 1, '...' } } })
 ---     function M:update(i, now) return solver.form(heun.update(self, i, now), self.options.gain) end
 --- @param base table a class
---- @param declared table as of class(); `options` are added to those of `base`, or replace them by name
+--- @param declared table as for class(); `options` are added to those of `base` or replace them by name
 --- @return table
 function M.extend(base, declared)
   local own = { variants = true, aliases = true, known_as = true, diffusers = true, new = true, __index = true, help = true }

@@ -1,8 +1,7 @@
---- Specs: 'NAME:option=value,option=value', as a scheduler or a guidance is asked for in one word.
+--- Parses specs 'NAME:option=value,option=value', which name a scheduler or a guidance with its options in one word.
 --
--- A colon separates options too, for lists of specs. A value is a number, true, false, a list of these in
--- brackets with commas between them (sigmas=[14.6,3.9,0.9,0]), or else text. In a shell, brackets want quotes
--- around the word.
+-- A colon separates options, too, for use in lists of specs. A value is a number, true, false, a list of these in
+-- brackets, separated by commas (sigmas=[14.6,3.9,0.9,0]), or text. In a shell, quote a word with brackets.
 
 local M = {}
 
@@ -18,7 +17,7 @@ local function value_of(text)
   return list
 end
 
---- The parts of a text between separators that stand outside of brackets.
+--- Splits a text at separators outside brackets.
 --- @param text string
 --- @param separators string a set of Lua's patterns: ',:'
 --- @return string[]
@@ -35,8 +34,8 @@ function M.parts(text, separators)
   return list
 end
 
---- A spec as its name and its options.
---- @param kind string what it names, for sentences: 'scheduler'
+--- Splits a spec into its name and its options.
+--- @param kind string the kind of thing that it names, for messages: 'scheduler'
 --- @param spec string
 --- @return string name
 --- @return table options

@@ -1,8 +1,8 @@
---- Tables that schedulers share: the signal's share by timestep, lists of timesteps and noise levels.
+--- Tables that schedulers share: alphas_cumprod, lists of timesteps, and noise levels.
 --
--- In float64, with the roundings of diffusers' NumPy so that timesteps agree exactly. alphas[t] is
--- alphas_cumprod, the share of the signal's power at training step t (from 0). sigma is the noise's
--- ratio to the signal, sqrt((1 - alphas) / alphas).
+-- They are computed in float64, with the rounding of diffusers' NumPy code so that timesteps agree exactly. alphas[t]
+-- is alphas_cumprod, the signal's share of the power at training step t (from 0). sigma is the ratio of noise to
+-- signal, sqrt((1 - alphas) / alphas).
 
 local incomplete_beta = require 'cr.sampling.incomplete_beta'
 
@@ -10,7 +10,7 @@ local M = {}
 
 local floor, sqrt, exp, log = math.floor, math.sqrt, math.exp, math.log
 
---- To the nearest whole number, halves to the even one.
+--- Rounds half to even.
 function M.round(v)
   local low = floor(v)
   local rest = v - low
@@ -18,7 +18,7 @@ function M.round(v)
   return low + 1
 end
 
--- Less than this of the signal's power is none: noise levels would be above a million.
+-- A smaller share of the signal's power counts as none, since the noise level would exceed a million.
 local LEAST_ALPHA = 1e-12
 
 local function betas_of(o)
@@ -27,7 +27,7 @@ local function betas_of(o)
     if #o.betas ~= n then error(('%d betas for %d training steps'):format(#o.betas, n), 0) end
     for i = 0, n - 1 do list[i] = o.betas[i + 1] end
   elseif o.beta_schedule == 'squaredcos_cap_v2' then
-    -- Nichol and Dhariwal 2021, with the cap of 0.999.
+    -- The cosine schedule of Nichol and Dhariwal 2021, with betas capped at 0.999.
     local function share(t) return math.cos((t + 0.008) / 1.008 * math.pi / 2) ^ 2 end
     for i = 0, n - 1 do list[i] = math.min(1 - share((i + 1) / n) / share(i / n), 0.999) end
   else
@@ -42,9 +42,9 @@ local function betas_of(o)
   return list
 end
 
---- alphas_cumprod[0 .. train_steps - 1].
+--- Returns alphas_cumprod[0 .. train_steps - 1].
 --- @param o table options of cr.sampling.options.schedule, and zero_snr
---- @param least number? what zero_snr leaves of the last one (0)
+--- @param least number? the last value with zero_snr (0)
 function M.alphas(o, least)
   local n, betas = o.train_steps, betas_of(o)
   local alphas, product = {}, 1
@@ -53,8 +53,8 @@ function M.alphas(o, least)
     alphas[i] = product
   end
   if o.zero_snr then
-    -- Lin et al. 2023, algorithm 1: the square roots are moved so that the last is 0 and stretched
-    -- so that the first stays.
+    -- Lin et al. 2023, algorithm 1: the square roots are shifted so that the last is 0, and scaled so that the first
+    -- is unchanged.
     local head, tail = sqrt(alphas[0]), sqrt(alphas[n - 1])
     for i = 0, n - 1 do
       local root = (sqrt(alphas[i]) - tail) * (head / (head - tail))
@@ -74,16 +74,16 @@ end
 function M.sigma_of(alpha) return sqrt((1 - alpha) / alpha) end
 
 local function trailing(n, steps)
-  -- Rounded as NumPy's arange(n, 0, -n / steps), which takes the difference of its first two.
+  -- Rounds as NumPy's arange(n, 0, -n / steps), which uses the difference of its first two elements.
   local list, delta = {}, (n - n / steps) - n
   for i = 1, steps do list[i] = M.round(n + (i - 1) * delta) - 1 end
   return list
 end
 
---- Timesteps of DDIM and the methods in sigma: 'linspace' includes both ends.
+--- Returns timesteps of DDIM and the methods in sigma, for which 'linspace' includes both ends.
 --- @param o table {steps, train_steps, spacing, steps_offset}
---- @param whole boolean rounds those of 'linspace'
---- @param as_diffusers boolean? one step of 'linspace' begins at 0, as NumPy's does, not at the noisiest
+--- @param whole boolean round the timesteps of 'linspace'
+--- @param as_diffusers boolean? a single step of 'linspace' begins at timestep 0, as NumPy's does, instead of at the noisiest
 --- @return number[]
 function M.timesteps(o, whole, as_diffusers)
   local steps, n, list = o.steps, o.train_steps, {}
@@ -101,9 +101,9 @@ function M.timesteps(o, whole, as_diffusers)
   return list
 end
 
---- Timesteps of the DPM-Solver family: one more is spread, and the last left out.
+--- Returns timesteps of the DPM-Solver family: one more than the steps is spaced, and the last is dropped.
 --- @param o table {steps, train_steps, spacing, steps_offset}
---- @param count integer? of the training steps that are used, from the first
+--- @param count integer? how many training steps are used, from the first on
 --- @return integer[]
 function M.timesteps_but_last(o, count)
   local steps, n, list = o.steps, count or o.train_steps, {}
@@ -121,7 +121,7 @@ function M.timesteps_but_last(o, count)
   return list
 end
 
---- The table at a timestep that need not be whole.
+--- Interpolates a table at a fractional timestep.
 function M.interpolate(values, last, t)
   if t <= 0 then return values[0] end
   if t >= last then return values[last] end
@@ -129,7 +129,7 @@ function M.interpolate(values, last, t)
   return values[low] + (t - low) * (values[low + 1] - values[low])
 end
 
---- Shares of signal and noise at a timestep that need not be whole.
+--- Returns the coefficients of signal and noise at a fractional timestep.
 --- @param alphas table
 --- @param t number
 --- @return number alpha
@@ -145,14 +145,14 @@ function M.level_at(alphas, t)
   return alpha, sigma * alpha
 end
 
---- The timestep whose noise level is sigma, linear in the logarithm between two.
+--- Returns the timestep with the noise level sigma, by linear interpolation of the logarithm.
 --- @param alphas table
 --- @param last integer the last training step
 function M.timestep_of(sigma, alphas, last)
   local wanted = log(math.max(sigma, 1e-10))
   local function level(i) return log(M.sigma_of(alphas[i])) end
   local low, high = 0, last
-  -- The last one at or below; levels rise with t.
+  -- Finds the last level at or below sigma by bisection; levels increase with t.
   while high > low do
     local middle = math.ceil((low + high) / 2)
     if level(middle) <= wanted then low = middle else high = middle - 1 end
@@ -178,13 +178,13 @@ function formulas.exponential(high, low, at) return exp(log(high) + at * (log(lo
 -- Lee et al. 2024 ("Beta Sampling is All You Need").
 function formulas.beta(high, low, at) return low + incomplete_beta.inverse(1 - at, 0.6, 0.6) * (high - low) end
 
--- Lu et al. 2022: even in lambda.
+-- Lu et al. 2022: uniform in lambda.
 function formulas.lu(high, low, at)
   local a, b = log(high), log(low)
   return exp(a + at * (b - a))
 end
 
---- Noise levels by a formula from `high` to `low`, n of them, highest first.
+--- Returns n noise levels by a formula from `high` to `low`, in decreasing order.
 --- @param kind 'karras'|'exponential'|'beta'|'lu'
 --- @param n integer
 --- @return number[]
@@ -196,8 +196,9 @@ end
 
 M.searched = require 'cr.sampling.searched'
 
---- Noise levels that were searched for, of n steps, highest first, with the last one's end. Of a number of steps without a
---- table of its own they lie between the levels of the largest one, linear in the logarithm, as the tables' authors have it.
+--- Returns optimized noise levels for n steps in decreasing order, including the end of the last step. For a number
+--- of steps without a table they are interpolated from the largest table, linearly in the logarithm, as the tables'
+--- authors do.
 --- @param kind string
 --- @param n integer
 --- @return number[] n + 1
@@ -215,20 +216,21 @@ function M.from_table(kind, n)
   return list
 end
 
---- Steps that are listed: their timesteps, and their noise levels with the last one's end. Nothing without a list.
---- @param name string for sentences
+--- Returns listed steps: their timesteps, and their noise levels including the end of the last step. Returns nothing
+--- if the options have no list.
+--- @param name string names the scheduler in messages
 --- @param o table {timesteps or sigmas}
 --- @param alphas table
---- @param ends 'zero'|'sigma_min' where listed timesteps end
+--- @param ends 'zero'|'sigma_min' the final level of listed timesteps
 --- @return number[]? timesteps
 --- @return number[]? sigmas
 function M.listed(name, o, alphas, ends)
   local last = o.train_steps - 1
   local function falls(what, list, least)
-    if #list < least then error(('%s: %s is a list of %d, and %d is the least'):format(name, what, #list, least), 0) end
+    if #list < least then error(('%s: %s is a list of %d, but it needs at least %d'):format(name, what, #list, least), 0) end
     for i = 2, #list do
       if list[i] >= list[i - 1] then
-        error(('%s: %s must fall: number %d is %g, after %g'):format(name, what, i, list[i], list[i - 1]), 0)
+        error(('%s: %s must decrease: number %d is %g, after %g'):format(name, what, i, list[i], list[i - 1]), 0)
       end
     end
   end
@@ -254,7 +256,7 @@ function M.listed(name, o, alphas, ends)
   return timesteps, sigmas
 end
 
---- The same for methods whose steps are training's: rounded to the nearest of these.
+--- The same for methods whose steps are training steps: timesteps are rounded to the nearest one.
 --- @return integer[]? timesteps
 function M.listed_whole(name, o, alphas)
   local timesteps = M.listed(name, o, alphas, 'zero')
@@ -263,7 +265,7 @@ function M.listed_whole(name, o, alphas)
   return M.check(name, o, timesteps)
 end
 
---- Refuses timesteps that are not training's, or not all different.
+--- Fails if timesteps are not distinct training steps.
 function M.check(name, o, timesteps)
   local last = o.train_steps - 1
   if timesteps[1] > last then
@@ -272,7 +274,7 @@ function M.check(name, o, timesteps)
   end
   for i, t in ipairs(timesteps) do
     if t < 0 then
-      error(('%s: %d steps do not fit into the training steps that are left: step %d would be at %d'):format(name, o.steps,
+      error(('%s: %d steps do not fit into the training steps: step %d would be at %d'):format(name, o.steps,
         i, t), 0)
     elseif i > 1 and t >= timesteps[i - 1] then
       error(('%s: %d steps are too many for this spacing: steps %d and %d are both at timestep %d'):format(name, o.steps,

@@ -1,12 +1,11 @@
---- Lua files of the user's that stand in for a scheduler, a guidance or a cache: each mistake in one is one
---- sentence.
+--- Loads a user's Lua file that defines a scheduler, a guidance or a cache. Every mistake in it raises one sentence.
 
 local cr = require 'cr'
 local errors = require 'cr.errors'
 
 local M = {}
 
---- An error's text on one line: what `require` adds about the places where it looked is left out.
+--- Returns an error's text on one line, without the list of places that `require` has searched.
 --- @param err any
 --- @return string
 function M.sentence(err)
@@ -15,8 +14,8 @@ function M.sentence(err)
   return (tostring(err):gsub("(module '[^\n]*' not found):?\n.*", '%1'))
 end
 
---- What a file returns.
---- @param kind string what it is, for errors: 'scheduler'
+--- Runs a file and returns its value.
+--- @param kind string what the file defines, for messages: 'scheduler'
 --- @param path string
 --- @return any
 function M.run(kind, path)
@@ -28,7 +27,7 @@ function M.run(kind, path)
   return value
 end
 
---- What a function returned in place of a tensor of x's shape, dtype and device; nil: it is one.
+--- Describes a value that is not a tensor of x's shape, dtype and device, or returns nil if it is one.
 --- @param y any
 --- @param x Tensor
 --- @return string?

@@ -1,11 +1,9 @@
---- Objects that stand around another one of their kind: a cache around a network, a guided predictor
---- around a plain one, the checks around a scheduler.
+--- Objects that wrap another one: a cache wraps a network, a guided predictor a plain one, checks a scheduler.
 
 local M = {}
 
---- A class whose objects answer with the object that they stand around where they have nothing of
---- their own.
---- @param field string where an object keeps the one that it stands around
+--- Makes a class whose objects forward every field that they lack to the wrapped object.
+--- @param field string the field that holds the wrapped object
 --- @return table
 function M.class(field)
   local class = {}

@@ -1,8 +1,8 @@
 --- DEIS multistep in log rho, of order 1 to 3 (Zhang and Chen 2022, arXiv 2204.13902).
 --
--- rho = sigma / alpha. x / alpha changes by the integral of the noise over rho, which is interpolated
--- by a polynomial in log rho through the last predictions; each prediction's share is the integral of
--- its Lagrange polynomial.
+-- With rho = sigma / alpha, x / alpha changes by the integral of the predicted noise over rho. The noise is
+-- interpolated by a polynomial in log rho through the last predictions, and the weight of each prediction is the
+-- integral of its Lagrange polynomial.
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -14,16 +14,16 @@ local M = solver.class {
   variants = { deis = { order = 2 }, deis_1 = { order = 1 }, deis_3 = { order = 3 } }, least_steps = solver.least_steps,
   aliases = { deis_2 = 'deis' },
   formula_spreads = true,
-  diffusers = { class = 'DEISMultistepScheduler', differs = "a formula's last step changes nothing" },
+  diffusers = { class = 'DEISMultistepScheduler', differs = "the last step of a formula changes nothing" },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.threshold, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
-    { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
-    { 'lower_order_final', true, 'the last steps have lower orders if there are fewer than 15' },
+    { 'order', 2, 'number of predictions that a step combines', integer = true, min = 1, max = 3 },
+    { 'lower_order_final', true, 'lower the order of the last steps if there are fewer than 15 steps' },
   }),
 }
 
 function M:prepare(o)
-  self.timesteps, self.sigmas = self:spread(o, 'sigma_min') -- log rho never gets to zero
+  self.timesteps, self.sigmas = self:spread(o, 'sigma_min') -- log rho is infinite without noise
   self.depth = o.order - 1
 end
 

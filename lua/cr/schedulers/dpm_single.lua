@@ -1,9 +1,9 @@
 --- DPM-Solver++ and DPM-Solver, singlestep, of order 1 to 3, and their SDE form (Lu et al. 2022,
 --- arXiv 2211.01095 and 2206.00927).
 --
--- Steps come in blocks of the order's length. Each step of a block starts again from the block's
--- first sample, with all predictions of the block; so a block is one step of a higher order, and
--- every network call is one of `steps`.
+-- Steps form blocks whose length is the order. Each step of a block starts from the first sample of the block and
+-- uses all predictions of the block so far. So a block is one step of higher order, and each network call counts as
+-- one of `steps`.
 
 local multistep = require 'cr.schedulers.dpmpp'
 local options = require 'cr.sampling.options'
@@ -21,25 +21,25 @@ local M = solver.class {
   aliases = { dpmpp_2s = 'dpm_single_2', dpmpp_3s = 'dpm_single_3' },
   known_as = { dpm_fast = 'dpm_single_3', dpm_adaptive = 'dpm_single_3' },
   diffusers = { class = 'DPMSolverSinglestepScheduler', name = 'dpm_single_2',
-    differs = "a block of sde-dpmsolver++ draws all its noise anew for each of its steps, and its third order has, with "
-      .. "solver=heun, a term of the wrong sign; a formula's last step changes nothing where final_sigma is sigma_min" },
+    differs = "each step of a block of sde-dpmsolver++ draws all noise of the block again, and its third order has, with "
+      .. "solver=heun, a term of the wrong sign; the last step of a formula changes nothing if final_sigma is sigma_min" },
   options = options.join(options.schedule, options.steps, options.sigmas, options.final_sigma, options.threshold, options.noise,
     options.sde, {
-    { 'order', 2, 'steps of a block', integer = true, min = 1, max = 3 },
-    { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
+    { 'order', 2, 'order of the method, and number of steps in a block', integer = true, min = 1, max = 3 },
+    { 'algorithm', 'dpmsolver++', 'expands the predicted sample (++) or noise; sde adds fresh noise',
       choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++' } },
-    { 'solver', 'midpoint', 'form of orders 2 and 3', choices = { 'midpoint', 'heun' } },
-    { 'lower_order_final', false, 'blocks of lower order at the end; always so where the steps are no multiple of the '
-      .. 'order, or end without noise' },
-    { 'lambda_min_clipped', nil, 'timesteps below this lambda are left out', kind = 'number', infinite = true },
+    { 'solver', 'midpoint', 'variant of orders 2 and 3', choices = { 'midpoint', 'heun' } },
+    { 'lower_order_final', false, 'use blocks of lower order at the end; always done if the steps are not a multiple of the '
+      .. 'order or end without noise' },
+    { 'lambda_min_clipped', nil, 'leave out timesteps below this lambda', kind = 'number', infinite = true },
   }),
 }
 
--- The place of each step in its block.
+-- Returns the position of each step in its block.
 local function places(o)
   local order, steps, list = o.order, o.steps, {}
   local lower = o.lower_order_final or steps % order ~= 0 or o.final_sigma == 'zero'
-  -- The last blocks: a whole one gives way to shorter ones, the last of order 1.
+  -- At the end a full block is replaced by shorter ones, the last of order 1.
   local rest = steps % order
   local tail = {}
   if lower and order > 1 then
@@ -60,16 +60,16 @@ function M:prepare(o)
     error(('%s: algorithm %s cannot end without noise; use final_sigma = "sigma_min"'):format(self.name, o.algorithm), 0)
   end
   multistep.check_noise(self, o)
-  -- Blocks want even distances, so there is no choice of spacing.
+  -- Blocks require even spacing, so `spacing` is not an option.
   self.timesteps, self.sigmas = self:spread(setmetatable({ spacing = 'linspace', steps_offset = 0 }, { __index = o }),
     o.final_sigma)
   self.places = places(o)
   self.depth = o.order - 1
 end
 
--- The noise that a step has added since its block began. The block's steps walk one path: what came in
--- up to this step's level decays on the way to the next, and only the rest is new. (diffusers draws all
--- of it anew, so a block's predictions come from other paths than its result.)
+-- Returns the noise that was added since the beginning of the block. All steps of a block follow one sample path: the
+-- noise up to this step's level decays on the way to the next, and only the rest is new. diffusers draws all noise
+-- again in each step, so the predictions of a block come from other paths than its result.
 function M:noise_since(now, place, of_noise, alpha_t, sigma_t, lambda_t)
   local fresh = self:keep(now, 'fresh', self:fresh(now))
   now.noise = solver.form(fresh, of_noise)

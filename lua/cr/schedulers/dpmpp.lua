@@ -1,9 +1,9 @@
 --- DPM-Solver++ and DPM-Solver, multistep, of order 1 to 3, and their SDE forms (Lu et al. 2022,
 --- arXiv 2211.01095 and 2206.00927).
 --
--- x follows a linear differential equation in lambda = log(alpha / sigma) whose inhomogeneous part
--- is the predicted sample ("++") or the predicted noise; that part is expanded around the current
--- step with differences of earlier predictions, and the integral over lambda is exact.
+-- x satisfies a linear differential equation in lambda = log(alpha / sigma), whose inhomogeneous part is the
+-- predicted sample ("++") or the predicted noise. That part is expanded around the current step with finite
+-- differences of earlier predictions, and its integral over lambda is exact.
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -20,7 +20,7 @@ for order = 1, 3 do
   end
 end
 
--- Zhang et al. 2023 (arXiv 2308.02157): the second order with the weights of the exact integral throughout.
+-- RES (Zhang et al. 2023, arXiv 2308.02157): the second order with the weights of the exact integral in every step.
 variants.res_multistep = { order = 2, solver = 'heun', lower_order_final = false }
 
 local M = solver.class {
@@ -31,20 +31,20 @@ local M = solver.class {
   known_as = { dpm_solver = 'dpmpp_2m', edmdpmsolvermultistep = 'dpmpp_2m_karras',
     cosinedpmsolvermultistep = 'dpmpp_2m_sde', res_2m = 'res_multistep' },
   diffusers = { class = 'DPMSolverMultistepScheduler', name = 'dpmpp_2m',
-    differs = "the third order of sde-dpmsolver++ has a term of the wrong sign; a formula's last step changes nothing "
-      .. 'where final_sigma is sigma_min' },
+    differs = "the third order of sde-dpmsolver++ has a term of the wrong sign; the last step of a formula changes nothing "
+      .. 'if final_sigma is sigma_min' },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, options.zero_snr,
     options.threshold, options.noise, options.sde, {
       { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
       { 'sigmas', 'timesteps', 'noise levels: those of the timesteps, or a formula between the highest and the lowest',
         choices = { 'timesteps', 'karras', 'exponential', 'beta', 'lu', 'ays', 'gits' }, list = options.levels },
-      { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 3 },
-      { 'algorithm', 'dpmsolver++', 'what is expanded: the predicted sample (++) or noise, without or with fresh noise',
+      { 'order', 2, 'number of predictions that a step combines', integer = true, min = 1, max = 3 },
+      { 'algorithm', 'dpmsolver++', 'expands the predicted sample (++) or noise; sde adds fresh noise',
         choices = { 'dpmsolver++', 'dpmsolver', 'sde-dpmsolver++', 'sde-dpmsolver' } },
-      { 'solver', 'midpoint', 'form of the second order', choices = { 'midpoint', 'heun' } },
-      { 'lower_order_final', true, 'the last steps have lower orders if there are fewer than 15' },
+      { 'solver', 'midpoint', 'variant of the second order', choices = { 'midpoint', 'heun' } },
+      { 'lower_order_final', true, 'lower the order of the last steps if there are fewer than 15 steps' },
       { 'euler_at_final', false, 'the last step has order 1' },
-      { 'lambda_min_clipped', nil, 'timesteps below this lambda are left out', kind = 'number', infinite = true },
+      { 'lambda_min_clipped', nil, 'leave out timesteps below this lambda', kind = 'number', infinite = true },
     }),
   least_alpha = 2 ^ -24,
   formula_spreads = true,
@@ -62,24 +62,24 @@ function M:prepare(o)
   M.check_noise(self, o)
   self.timesteps, self.sigmas = self:spread(o, o.final_sigma)
   if o.algorithm == 'sde-dpmsolver' and not self.as_diffusers then self:check_growth(o) end
-  -- Order 3 takes two earlier steps, order 1 none.
+  -- Order 3 uses two earlier steps, order 1 none.
   self.depth = o.order - 1
 end
 
---- Refuses options of fresh noise where there is none. Singlestep methods have the same.
+--- Fails for options of fresh noise in an algorithm without it. Singlestep methods use this check, too.
 function M.check_noise(self, o)
   for _, key in ipairs { 'eta', 's_noise' } do
     if o[key] ~= 1 and not o.algorithm:find '^sde' then
-      error(('%s: %s is of algorithms that add noise: take one with _sde in its name'):format(self.name, key), 0)
+      error(('%s: %s is for algorithms that add noise: use one with _sde in its name'):format(self.name, key), 0)
     end
   end
 end
 
--- The most that the sample's deviation may grow to, by order; it is 1 at the start.
+-- The largest allowed standard deviation of the sample, by order; it is 1 at the start.
 local MOST_DEVIATION = { 16, 8 }
 
--- sde-dpmsolver is unstable in long steps: it adds more noise than there is, for the steps after it to
--- take away. What becomes of pure noise, if the network knows it, tells how much.
+-- sde-dpmsolver is unstable in long steps: it adds more noise than the level allows and relies on later steps to
+-- remove it. The growth is computed for pure noise that the network predicts exactly.
 function M:check_growth(o)
   local deviation = 1
   for i = 1, o.steps do
@@ -88,13 +88,13 @@ function M:check_growth(o)
     local of_x, of_eps, _, _, noise = M.weights(o, lambda_t - lambda, alpha, sigma, alpha_t, sigma_t)
     deviation = sqrt((of_x + of_eps / sigma) ^ 2 * deviation ^ 2 + (noise * o.s_noise) ^ 2)
     if deviation > MOST_DEVIATION[o.order] then
-      error(('%s: steps = %d is too few for algorithm sde-dpmsolver: noise grows by a factor of %.0f up to step %d; take more '
+      error(('%s: steps = %d is too few for algorithm sde-dpmsolver: noise grows by a factor of %.0f up to step %d; use more '
         .. 'steps or sde-dpmsolver++ (dpmpp_%dm_sde)'):format(self.name, o.steps, deviation, i, o.order), 0)
     end
   end
 end
 
--- The order of step i: the history grows from nothing, and ends with low orders.
+-- Returns the order of step i: the history starts empty, and the last steps may have lower orders.
 function M:order_at(i)
   local o, steps = self.options, #self.timesteps
   local few = o.lower_order_final and steps < 15
@@ -104,20 +104,20 @@ function M:order_at(i)
   return order
 end
 
---- Coefficients of x, of the expansion's terms D0, D1, D2 and of fresh noise over a step of h in
---- lambda, from (alpha, sigma) to (alpha_t, sigma_t). Singlestep methods have the same.
+--- Returns the coefficients of x, of the expansion's terms D0, D1, D2 and of fresh noise for a step of length h in
+--- lambda, from (alpha, sigma) to (alpha_t, sigma_t). Singlestep methods use the same.
 --- @param o table {algorithm, eta}
 --- @return number, number, number, number, number
 function M.weights(o, h, alpha, sigma, alpha_t, sigma_t, as_diffusers)
   local sde = o.algorithm:find '^sde' ~= nil
   local eta = sde and o.eta or 0
   if o.algorithm:find '++' then
-    local g = (1 + eta) * h -- the share of the sample that decays
-    -- (h is infinite where a step ends without noise)
+    local g = (1 + eta) * h -- exponent of the decay of the sample
+    -- h is infinite if a step ends without noise.
     local scale = eta > 0 and sigma_t / sigma * exp(-eta * h) or sigma_t / sigma
     local a = -expm1(-g)
     local noise = eta > 0 and sigma_t * sqrt(-expm1(-2 * eta * h)) or 0
-    -- The half has the other sign in diffusers' SDE form, which then keeps too much noise.
+    -- In diffusers' SDE form this term has the opposite sign, which keeps too much noise.
     local half = sde and as_diffusers and -0.5 or 0.5
     return scale, alpha_t * a, alpha_t * (1 - a / g), alpha_t * ((a - g) / (g * g) + half), noise
   end

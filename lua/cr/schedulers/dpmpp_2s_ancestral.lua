@@ -1,12 +1,13 @@
---- DPM-Solver++ of order 2, singlestep, down to a level below the next one and up to it with fresh noise (k-diffusion's
---- "dpmpp_2s_ancestral"; Lu et al. 2022, arXiv 2211.01095): two calls a step, so N steps make 2 N - 1 calls.
+--- DPM-Solver++ of order 2, singlestep, with ancestral steps: each goes to a lower level than the next one and is
+--- raised to it by fresh noise (k-diffusion's "dpmpp_2s_ancestral"; Lu et al. 2022, arXiv 2211.01095). It makes two
+--- calls in each step, so N steps take 2 N - 1 calls.
 
 local options = require 'cr.sampling.options'
 local pairs_of = require 'cr.sampling.pairs'
 local solver = require 'cr.sampling.solver'
 
 local M = solver.class {
-  name = 'dpmpp_2s_ancestral', help = 'DPM-Solver++ of order 2 with fresh noise after every step, two calls a step (Lu et al. 2022)',
+  name = 'dpmpp_2s_ancestral', help = 'DPM-Solver++ of order 2 with fresh noise after every step, two calls per step (Lu et al. 2022)',
   variants = { dpmpp_2s_ancestral = {} }, least_steps = 5,
   aliases = { dpmpp_2s_a = 'dpmpp_2s_ancestral' },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.threshold, options.noise,
@@ -23,7 +24,8 @@ function M:prepare(o)
   pairs_of.set_ancestral(self, timesteps, sigmas)
 end
 
--- With z = x / alpha a step of the first order is z times a ratio of levels, and the data's share is the rest.
+-- With z = x / alpha, a first-order step multiplies z by a ratio of levels and adds the predicted data with the rest
+-- of the weight.
 function M:update(i, now)
   return pairs_of.update_ancestral(self, i, now, function(start, from, to, alpha)
     local ratio = to / from

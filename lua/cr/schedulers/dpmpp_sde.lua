@@ -1,7 +1,8 @@
 --- DPM-Solver++ for the stochastic equation, of order 2, singlestep (k-diffusion's "dpmpp_sde"; Lu et al. 2022, arXiv
---- 2211.01095): fresh noise on the way and at the end, two calls a step, so N steps make 2 N - 1 calls.
+--- 2211.01095): fresh noise is added inside and at the end of each step. It makes two calls in each step, so N steps
+--- take 2 N - 1 calls.
 --
--- The noise of a whole step goes on from that of its first part: both are of one Brownian path over the noise level.
+-- The noise of a whole step continues that of its first part: both belong to one Brownian path over the noise level.
 
 local options = require 'cr.sampling.options'
 local pairs_of = require 'cr.sampling.pairs'
@@ -10,7 +11,7 @@ local solver = require 'cr.sampling.solver'
 local sqrt = math.sqrt
 
 local M = solver.class {
-  name = 'dpmpp_sde', help = 'DPM-Solver++ with fresh noise, two calls a step (Lu et al. 2022)',
+  name = 'dpmpp_sde', help = 'DPM-Solver++ with fresh noise, two calls per step (Lu et al. 2022)',
   variants = { dpmpp_sde = {} }, least_steps = 5,
   known_as = { dpmsolversde = 'dpmpp_sde' },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.threshold, options.noise,

@@ -1,9 +1,9 @@
---- ER-SDE-Solver, of order 1 to 3 (Cui et al. 2023, arXiv 2309.06169): extended reverse-time SDEs, whose noise is chosen by a
---- function of the level.
+--- ER-SDE-Solver, of order 1 to 3 (Cui et al. 2023, arXiv 2309.06169): extended reverse-time SDEs, in which a
+--- function of the level determines the amount of noise.
 --
--- With z = x / alpha and the level sigma, the exact solution between two levels has the factor phi(t) / phi(s) on z; the
--- predicted sample is expanded with differences of earlier ones, and the integrals of 1 / phi are sums of 200 points, as
--- its authors have them.
+-- With z = x / alpha and the level sigma, the exact solution between two levels multiplies z by phi(t) / phi(s). The
+-- predicted sample is expanded with finite differences of earlier ones, and the integrals of 1 / phi are sums over
+-- 200 points, as in the authors' code.
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -18,8 +18,8 @@ local M = solver.class {
   variants = { er_sde = { order = 3 }, er_sde_1 = { order = 1 }, er_sde_2 = { order = 2 } }, least_steps = solver.least_steps,
   aliases = { er_sde_3 = 'er_sde' },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.threshold, options.noise, {
-    { 'order', 3, 'predictions that a step combines', integer = true, min = 1, max = 3 },
-    { 's_noise', 1, "the fresh noise's standard deviation", min = 0, max = 10 },
+    { 'order', 3, 'number of predictions that a step combines', integer = true, min = 1, max = 3 },
+    { 's_noise', 1, 'standard deviation of the fresh noise', min = 0, max = 10 },
   }),
 }
 
@@ -43,7 +43,7 @@ function M:update(i, now)
       local at = to + k * width
       sum, moment = sum + width / phi(at), moment + width * (at - from) / phi(at)
     end
-    local function slope(k) -- of the predicted sample over the level, before step i - k + 1
+    local function slope(k) -- finite difference of the predicted sample over the level, before step i - k + 1
       local by = s[i - k + 1] - s[i - k]
       return solver.form(self:data(history[k]), 1 / by, self:data(history[k + 1]), -1 / by)
     end

@@ -1,4 +1,4 @@
---- Euler's method in sigma (Karras et al. 2022, arXiv 2206.00364, algorithm 2), with churn if asked.
+--- Euler's method in sigma (Karras et al. 2022, arXiv 2206.00364, algorithm 2), with optional churn.
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -9,15 +9,15 @@ local M = solver.class {
   variants = { euler = {} }, least_steps = solver.least_steps,
   known_as = { k_euler = 'euler', edmeuler = 'euler_karras' },
   diffusers = { class = 'EulerDiscreteScheduler',
-    differs = "a single step of 'linspace' begins at the least noise; with final_sigma=sigma_min the last step changes "
+    differs = "a single step of 'linspace' begins at the lowest noise level; with final_sigma=sigma_min the last step changes "
       .. 'nothing or leaves the scale; s_churn adds noise that the network has not seen' },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, options.zero_snr,
     options.noise, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
-    { 's_churn', 0, 'noise added before the steps, all together', min = 0 },
+    { 's_churn', 0, 'total amount of noise that is added before steps', min = 0 },
     { 's_tmin', 0, 'no noise is added below this sigma', min = 0 },
     { 's_tmax', math.huge, 'no noise is added above this sigma', min = 0, infinite = true },
-    { 's_noise', 1, "that noise's standard deviation", min = 0 },
+    { 's_noise', 1, 'standard deviation of the added noise', min = 0 },
   }),
   least_alpha = 2 ^ -24,
   depth = 0,
@@ -26,8 +26,8 @@ local M = solver.class {
 local prepare = M.prepare
 function M:prepare(o)
   prepare(self, o)
-  -- The levels at which the network is asked. Churn adds noise before a step, which is here at the end
-  -- of the step before, so that the network sees it; at the first level all is noise already.
+  -- The levels at which the network is called. Churn adds noise before a step; here that is at the end of the
+  -- previous step, so that the network sees it. The first level is pure noise already.
   self.asked = {}
   for i, sigma in ipairs(self.sigmas) do
     local churned = not self.as_diffusers and i > 1 and i <= o.steps and self:churns(sigma)
@@ -57,7 +57,7 @@ function M:update(i, now)
   return form
 end
 
--- Churn after the prediction, and at the end z itself.
+-- diffusers adds churn after the prediction, and returns z itself at the end.
 function M:update_as_diffusers(i, now)
   local o, steps = self.options, #self.timesteps
   local from, to = self.sigmas[i], self.sigmas[i + 1]
@@ -69,7 +69,7 @@ function M:update_as_diffusers(i, now)
     local fresh = self:fresh(now)
     z:add(fresh, o.s_noise * math.sqrt(above * above - from * from))
     if o.prediction ~= 'epsilon' then
-      -- The predicted sample as diffusers takes it: the network's answer for x, with the churned z.
+      -- The predicted sample as in diffusers: the network's output for x, combined with the churned z.
       local of_x, of_m = solver.data_weights(o.prediction, now.alpha, now.sigma)
       local data = solver.form(z, now.alpha * of_x, now.m, of_m)
       slope = solver.form(z, 1 / above, data, -1 / above)

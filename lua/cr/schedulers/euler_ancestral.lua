@@ -8,7 +8,7 @@ local M = solver.class {
   variants = { euler_ancestral = {} }, least_steps = solver.least_steps,
   aliases = { euler_a = 'euler_ancestral' }, known_as = { k_euler_a = 'euler_ancestral', k_euler_ancestral = 'euler_ancestral' },
   diffusers = { class = 'EulerAncestralDiscreteScheduler',
-    differs = "a single step of 'linspace' begins at the least noise" },
+    differs = "a single step of 'linspace' begins at the lowest noise level" },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.zero_snr, options.noise,
     options.sde, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
@@ -19,7 +19,7 @@ local M = solver.class {
 
 function M:update(i, now)
   local from, to = self.sigmas[i], self.sigmas[i + 1]
-  -- Down below the next level, and up to it again with noise.
+  -- Steps below the next level, then adds noise to reach it.
   local down, up = solver.ancestral(from, to, self.options.eta)
   local alpha_t = self:level(to)
   local form = solver.form(now.x, alpha_t / now.alpha, self:noise(now), alpha_t * (down - from))

@@ -8,7 +8,7 @@ local M = solver.class {
   name = 'gradient_estimation', help = 'Euler\'s method with extrapolated noise (Permenter and Yuan 2023)',
   variants = { gradient_estimation = {} }, least_steps = solver.least_steps,
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, {
-    { 'gamma', 2, "weight of this step's noise; the last step's has the rest to 1", min = 1, max = 10 },
+    { 'gamma', 2, "weight of this step's noise; that of the last step has the weight 1 - gamma", min = 1, max = 10 },
   }),
   depth = 1,
 }

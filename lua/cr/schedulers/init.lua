@@ -1,18 +1,18 @@
 --- Schedulers by name or by file: schedulers.load('dpmpp_2m', { steps = 10 }).
 --
--- Each file of this folder is a scheduler; there is no list of them besides. A file returns
+-- Each file of this folder is a scheduler; no other list names them. A file returns
 --
 --     { new = function(options) return { timesteps = {...}, step = function(self, m, t, x) ... end } end }
 --
--- and may add `help` (a line), `options` (see cr.sampling.options), `variants` (names of ready-made
--- options; without them the file's own name), `aliases`, `least_steps` (with fewer its pictures are
--- spoilt; a number or a function of the options), `diffusers` (whose class it is, and how that `differs`)
--- and `known_as` (what other programs call it: lower case, only to suggest our name). A file anywhere
--- else serves as well, by its path, and in a script what such a file returns. scripts/examples/my_scheduler.lua is one to copy.
+-- and may add `help` (one line), `options` (see cr.sampling.options), `variants` (names with preset options; by
+-- default the only name is that of the file), `aliases`, `least_steps` (with fewer steps pictures have artefacts; a
+-- number or a function of the options), `diffusers` (the class there, and how it `differs`) and `known_as` (names in
+-- other programs, in lower case, used only to suggest our name). A file in any other place is named by its path, and a
+-- script may pass what such a file returns. scripts/examples/my_scheduler.lua is an example to copy.
 --
 -- A name may carry options: dpmpp_2m_karras, dpmpp_2m:order=3,spacing=trailing, euler:sigmas=[14.6,3.9,0.9,0]
--- (lua/cr/sampling/spec.lua). By name a method is that of its paper. diffusers' scheduler_config.json is read where its
--- path stands in place of a name, and then the numbers are diffusers', also where that made a mistake.
+-- (lua/cr/sampling/spec.lua). A method that is loaded by name follows its paper. The path of diffusers'
+-- scheduler_config.json may be given instead of a name. Then the numbers are those of diffusers, mistakes included.
 
 local arguments = require 'cr.arguments'
 local diffusers = require 'cr.sampling.diffusers'
@@ -26,7 +26,7 @@ local M = {}
 
 local FOLDER = require 'cr'.root .. '/lua/cr/schedulers'
 
--- What may be hung on any name whose scheduler has the option.
+-- Suffixes for every name whose scheduler has the option.
 local suffixes = {
   karras = { 'sigmas', 'karras' }, exponential = { 'sigmas', 'exponential' }, beta = { 'sigmas', 'beta' },
   lu = { 'sigmas', 'lu' }, trailing = { 'spacing', 'trailing' }, leading = { 'spacing', 'leading' },
@@ -35,7 +35,7 @@ local suffixes = {
 
 -- ---- files -----------------------------------------------------------------------------------
 
--- Fields of a file that must be of a type where they are there.
+-- The types of the optional fields of a file.
 local field_types = { help = 'string', variants = 'table', aliases = 'table', known_as = 'table', diffusers = 'table' }
 
 -- A scheduler of the user's own, from what a file or a script gives; `must` begins what is said where it is none.
@@ -70,14 +70,14 @@ local function module_of(file)
   if not loaded[file] then
     local name = 'cr.schedulers.' .. file
     local module = package.loaded[name] or run_file(FOLDER .. '/' .. file .. '.lua')
-    -- Files that require one another get the same table.
+    -- Files that require each other get the same table.
     package.loaded[name], loaded[file] = module, module
   end
   return loaded[file]
 end
 
--- Calls visit(name, module, options, alias of) for every name; a file with a mistake is left out,
--- since it must not stand in the way of others.
+-- Calls visit(name, module, options, alias of) for every name. A file with a mistake is skipped, so that it does not
+-- affect the others.
 local function each_name(visit)
   for _, file in ipairs(files.modules(FOLDER)) do
     local ok, module = pcall(module_of, file)
@@ -89,7 +89,7 @@ local function each_name(visit)
   end
 end
 
---- The names of all schedulers, sorted; those with suffixes (_karras, _trailing, ...) not counted.
+--- Returns the names of all schedulers without suffixes (_karras, _trailing, ...), sorted.
 --- @return string[]
 function M.names()
   local list = {}
@@ -103,7 +103,7 @@ local function choice_of(module, option, value)
   return o ~= nil and lists.has(o.choices, value)
 end
 
--- The names that are most like `word`, at most three.
+-- Returns the names that are most similar to `word`, at most three.
 local function nearest(word)
   local list = {}
   local function consider(name) list[#list + 1] = { name, require 'cr.errors'.distance(word, name) } end
@@ -126,7 +126,7 @@ end
 
 local function find(name)
   local module, given
-  -- The file of that name first: others need not be loaded, and a mistake in it is told.
+  -- The file of that name is tried first, so that others need not be loaded and a mistake in it is reported.
   if name:find '^[%w_]+$' and name ~= 'init' and require 'lfs'.attributes(FOLDER .. '/' .. name .. '.lua') then
     module = module_of(name)
     return module, module.variants and module.variants[name] or {}
@@ -135,7 +135,7 @@ local function find(name)
   return module, given
 end
 
--- The module and options of a name with its suffixes, and which of the options a suffix says.
+-- Returns the module and options of a name with its suffixes, and which options the suffixes set.
 local function resolve(name)
   local module, given = find(name)
   if module then return module, given, {} end
@@ -158,12 +158,12 @@ local function resolve(name)
   return module, joined, known
 end
 
--- A name as other programs write it, in our spelling: 'DPM++ 2M Karras', 'EulerDiscreteScheduler'.
+-- Converts a name such as 'DPM++ 2M Karras' or 'EulerDiscreteScheduler' to our spelling.
 local function canonical(word)
   return (word:lower():gsub('%+%+', 'pp'):gsub('[%s%-]+', '_'):gsub('_?scheduler$', ''):gsub('_gpu$', ''))
 end
 
--- Our name of a method that has another one elsewhere; nil if there is none.
+-- Returns our name of a method that other programs call differently, or nil.
 local function known_elsewhere(word)
   local wanted, found = canonical(word), nil
   local ok, module = pcall(resolve, wanted)
@@ -187,7 +187,7 @@ end
 
 -- ---- diffusers' configuration ----------------------------------------------------------------
 
--- What diffusers' classes have where the file is silent.
+-- diffusers' defaults for keys that the file omits.
 local diffusers_defaults = { beta_start = 0.0001, beta_end = 0.02, beta_schedule = 'linear', steps_offset = 0 }
 
 local function read_config(path)
@@ -197,7 +197,7 @@ local function read_config(path)
   f:close()
   local config = require 'cr.json'.decode(text or '')
   if type(config) ~= 'table' or type(config._class_name) ~= 'string' then
-    error(path .. " is not a scheduler's configuration of diffusers: JSON with _class_name", 0)
+    error(path .. " is not a scheduler configuration of diffusers, which is JSON with a _class_name", 0)
   end
   local module, classes = nil, {}
   each_name(function(_, m)
@@ -210,20 +210,20 @@ local function read_config(path)
   if not module then
     table.sort(classes)
     local like = known_elsewhere(config._class_name)
-    error(('%s: there is no %s here: %s%s'):format(path, config._class_name, table.concat(classes, ', '),
-      like and ("; its nearest is the scheduler '%s'"):format(like) or ''), 0)
+    error(('%s: the class %s is not supported; supported are %s%s'):format(path, config._class_name, table.concat(classes, ', '),
+      like and ("; the most similar scheduler is '%s'"):format(like) or ''), 0)
   end
   local given, null = {}, require 'cjson'.null
   for _, part in ipairs { diffusers_defaults, module.diffusers.defaults or {}, config } do
     for k, v in pairs(part) do if v ~= null then given[k] = v end end
   end
-  -- As values by our names, so that options that are given besides may have either's.
+  -- Values are translated to our names, so that further options may use either kind of name.
   return module, options_of.parse(path, module.options, given, true)
 end
 
 -- ---- loading ---------------------------------------------------------------------------------
 
--- The module that a name or a path asks for: {module, given, said, file, shown, diffusers}.
+-- Returns the module for a name or a path: {module, given, said, file, shown, diffusers}.
 local function source_of(name)
   if type(name) ~= 'string' then
     local given = name
@@ -246,13 +246,13 @@ local function source_of(name)
   return source
 end
 
--- The options of a scheduler's module; each has steps.
+-- Returns the options of a scheduler's module, which always include `steps`.
 local function spec_of(module)
   if not module.options or lists.find(module.options, 'steps') then return module.options end
   return options_of.join({ lists.find(options_of.schedule, 'steps') }, module.options)
 end
 
--- All that was asked for as one table by our names; what comes later replaces what came before.
+-- Merges all given options to one table by our names. Later ones replace earlier ones.
 local function gather(source, spec, parts)
   local all = {}
   for i, part in ipairs(parts) do
@@ -261,7 +261,7 @@ local function gather(source, spec, parts)
     if not ok then error(('%s: %s'):format(source.shown, values), 0) end
     for k, v in pairs(values) do
       if i > 1 and source.said[k] ~= nil and source.said[k] ~= v then
-        error(('%s: its name says %s = %s, an option %s: leave one out'):format(source.shown, k, source.said[k],
+        error(('%s: the name sets %s = %s, but an option sets %s: leave one out'):format(source.shown, k, source.said[k],
           type(v) == 'table' and '[' .. table.concat(v, ',') .. ']' or tostring(v)), 0)
       end
       all[k] = v
@@ -270,7 +270,7 @@ local function gather(source, spec, parts)
   return all
 end
 
--- Listed steps say how many there are; who gives another number beside them is told.
+-- A list determines the number of steps, so a different number of steps is an error.
 local function count_listed(shown, all, parts)
   local list = all.timesteps or type(all.sigmas) == 'table' and all.sigmas
   if type(list) ~= 'table' then return end
@@ -284,7 +284,7 @@ local function count_listed(shown, all, parts)
   all.steps = math.max(1, count)
 end
 
--- Files without the option: their first steps are not asked for.
+-- For files without the option begin_index, the first steps are removed here.
 local function without_first(shown, inner, left_out)
   if left_out == 0 or type(inner) ~= 'table' or type(inner.timesteps) ~= 'table' or inner.begin_index == left_out then return end
   if left_out >= #inner.timesteps then
@@ -297,15 +297,15 @@ end
 ---
 ---     local s = schedulers.load('euler:timesteps=[999,700,400,100]', { final_sigma = 'sigma_min' })
 --- @param spec string|table|function a name (with suffixes, with :option=value), the path of a .lua file, or of
----   diffusers' scheduler_config.json or its folder: from that it computes as diffusers does, mistakes included; or what
----   such a .lua file may return; or a scheduler that is made
---- @param options table? by our names or diffusers': {steps = 20, ...}; those written in the spec win
+---   diffusers' scheduler_config.json or its folder: then it reproduces diffusers' numbers, mistakes included; or what
+---   such a .lua file may return; or a scheduler that was made before
+--- @param options table? by our names or diffusers': {steps = 20, ...}; options in the spec take precedence
 --- @return Scheduler
 function M.load(spec, options)
   local is_code = type(spec) == 'table' or type(spec) == 'function'
   if not is_code and (type(spec) ~= 'string' or not spec:find '%S') then
-    error(("schedulers.load needs the scheduler as text, a name such as 'ddim' or the path of a file, not %s"):format(
-      spec == nil and 'nil' or type(spec) == 'string' and 'an empty one' or 'a ' .. type(spec)), 0)
+    error(("schedulers.load needs a string, a name such as 'ddim' or the path of a file, not %s"):format(
+      spec == nil and 'nil' or type(spec) == 'string' and 'an empty string' or 'a ' .. type(spec)), 0)
   end
   local name, own = spec, {}
   if not is_code then name, own = specs.split('scheduler', spec) end
@@ -361,8 +361,7 @@ local function list_of_all()
   return table.concat(lines, '\n')
 end
 
---- What a scheduler is, and its options, as text; without a name the list of all. An unknown name is an
---- error.
+--- Describes a scheduler and its options, or lists all schedulers without a name. An unknown name is an error.
 --- @param name string?
 --- @return string
 function M.help(name)
@@ -380,9 +379,9 @@ function M.help(name)
   end
   local least = module.least_steps
   if type(least) == 'function' then least = least(source.given) end
-  if least then lines[#lines + 1] = ('  It wants %d steps at least.'):format(least) end
+  if least then lines[#lines + 1] = ('  It needs at least %d steps.'):format(least) end
   return table.concat(lines, '\n')
 end
 
-local name = arguments.one_of(M.names) -- which load and help judge themselves
+local name = arguments.one_of(M.names) -- load and help check the value themselves
 return arguments.guard('schedulers.', M, { names = {}, load = { name, arguments.any }, having = { arguments.string }, help = { name } })

@@ -1,5 +1,5 @@
---- LCM, sampling of latent consistency models (Luo et al. 2023, arXiv 2310.04378): the predicted
---- sample, and fresh noise up to the next timestep. For networks distilled for it.
+--- LCM, sampling of latent consistency models (Luo et al. 2023, arXiv 2310.04378): each step takes the predicted
+--- sample and adds fresh noise up to the level of the next timestep. It is for networks that were distilled for it.
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -13,13 +13,13 @@ local M = solver.class {
   options = options.join(options.schedule, options.steps, options.listed, options.zero_snr, options.threshold, options.clip,
     options.noise, {
     { 'steps', 4, 'number of steps', integer = true, min = 1 },
-    { 'original_inference_steps', 50, 'steps of the distillation, of which these are some', integer = true, min = 1 },
-    { 'timestep_scaling', 10, 'how fast the sample itself loses its share', min = 0 },
+    { 'original_inference_steps', 50, 'number of steps of the distillation; the sampling steps are a subset', integer = true, min = 1 },
+    { 'timestep_scaling', 10, 'how fast the weight of the sample in the boundary condition decays', min = 0 },
   }),
   depth = 0,
 }
 
---- Timesteps of a distilled network: some of those that it was distilled at, from the last.
+--- Returns the timesteps of a distilled network: a subset of those of the distillation, from the last one on.
 --- @param self Solver
 --- @param o table {steps, train_steps, original_inference_steps}
 function M.distilled(self, o)
@@ -35,7 +35,7 @@ function M.distilled(self, o)
   if listed then return listed end
   local stride, list = math.floor(o.train_steps / whole), {}
   for i = 1, o.steps do
-    -- As NumPy's linspace without its end.
+    -- As NumPy's linspace without the end point.
     local skipped = math.floor((i - 1) * (whole / o.steps))
     list[i] = (whole - skipped) * stride - 1
   end

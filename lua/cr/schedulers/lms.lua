@@ -1,4 +1,4 @@
---- Linear multistep (Adams-Bashforth) in sigma, of order 1 to 4 (as k-diffusion's "lms").
+--- Linear multistep (Adams-Bashforth) in sigma, of order 1 to 4 (k-diffusion's "lms").
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -7,10 +7,10 @@ local M = solver.class {
   name = 'lms', help = 'Linear multistep in sigma (Adams-Bashforth)',
   variants = { lms = {} }, least_steps = solver.least_steps,
   diffusers = { class = 'LMSDiscreteScheduler',
-    differs = "a single step of 'linspace' begins at the least noise" },
+    differs = "a single step of 'linspace' begins at the lowest noise level" },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, {
     { 'steps_offset', 1, "added to the timesteps of 'leading'", integer = true, min = 0 },
-    { 'order', 4, 'predictions that a step combines', integer = true, min = 1, max = 4 },
+    { 'order', 4, 'number of predictions that a step combines', integer = true, min = 1, max = 4 },
   }),
 }
 
@@ -20,8 +20,8 @@ function M:prepare(o)
   self.depth = o.order - 1
 end
 
--- The integral of prediction k's Lagrange polynomial over the step. Its degree is at most 3, where
--- Gauss's rule with two points is exact.
+-- Returns the integral of the Lagrange polynomial of prediction k over the step. Its degree is at most 3, for which
+-- Gauss quadrature with two points is exact.
 function M:share(i, k, order)
   local s, from, to = self.sigmas, self.sigmas[i], self.sigmas[i + 1]
   local middle, half = (from + to) / 2, (to - from) / 2

@@ -1,5 +1,5 @@
---- Restart (Xu et al. 2023, arXiv 2306.14878): Heun's steps; between two levels noise is added anew and the way down is gone
---- once more, which takes errors back that were made above.
+--- Restart (Xu et al. 2023, arXiv 2306.14878): Heun's method, which at one level adds noise up to a higher level and
+--- denoises again. This reduces the errors that were made at higher levels.
 
 local heun = require 'cr.schedulers.heun'
 local pairs_of = require 'cr.sampling.pairs'
@@ -7,18 +7,18 @@ local solver = require 'cr.sampling.solver'
 local tables = require 'cr.sampling.tables'
 
 local M = solver.extend(heun, {
-  name = 'restart', help = "Restart: Heun's steps, a part of them again from fresh noise (Xu et al. 2023)",
+  name = 'restart', help = "Restart: Heun's method, part of which is repeated from fresh noise (Xu et al. 2023)",
   options = {
-    { 'generator', nil, 'draws the fresh noise (the default generator)', kind = 'generator' },
-    { 'restarts', 1, 'how often', integer = true, min = 0, max = 100 },
-    { 'restart_min', 0.1, 'the noise level, or the one of the steps that is nearest, from which a restart goes up', min = 0.001 },
-    { 'restart_max', 2, 'and to which', min = 0.001 },
-    { 'restart_steps', 5, 'steps down again', integer = true, min = 1 },
-    { 's_noise', 1, "the fresh noise's standard deviation", min = 0, max = 10 },
+    { 'generator', nil, 'generator of the fresh noise (the default generator)', kind = 'generator' },
+    { 'restarts', 1, 'number of restarts', integer = true, min = 0, max = 100 },
+    { 'restart_min', 0.1, 'noise level at which a restart begins; the nearest level of a step is used', min = 0.001 },
+    { 'restart_max', 2, 'noise level to which a restart adds noise', min = 0.001 },
+    { 'restart_steps', 5, 'number of steps of a restart', integer = true, min = 1 },
+    { 's_noise', 1, 'standard deviation of the fresh noise', min = 0, max = 10 },
   },
 })
 
--- The index of the level that is nearest, of those where steps begin.
+-- Returns the index of the nearest level among those where steps begin.
 local function nearest(sigmas, level)
   local best = 1
   for i = 1, #sigmas - 1 do if math.abs(sigmas[i] - level) < math.abs(sigmas[best] - level) then best = i end end

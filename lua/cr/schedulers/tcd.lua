@@ -1,5 +1,5 @@
---- TCD, trajectory consistency distillation (Zheng et al. 2024, arXiv 2402.19159): down to a level
---- below the next timestep's, and up to it with fresh noise. For networks distilled for it.
+--- TCD, trajectory consistency distillation (Zheng et al. 2024, arXiv 2402.19159): each step goes to a level below
+--- that of the next timestep and adds fresh noise up to it. It is for networks that were distilled for it.
 
 local lcm = require 'cr.schedulers.lcm'
 local options = require 'cr.sampling.options'
@@ -14,8 +14,8 @@ local M = solver.class {
     defaults = { beta_start = 0.00085, beta_end = 0.012, beta_schedule = 'scaled_linear', set_alpha_to_one = true } },
   options = options.join(options.schedule, options.steps, options.listed, options.zero_snr, options.noise, {
     { 'steps', 4, 'number of steps', integer = true, min = 1 },
-    { 'original_inference_steps', 50, 'steps of the distillation, of which these are some', integer = true, min = 1 },
-    { 'eta', 0.3, 'share of the way down that fresh noise brings back (gamma in the paper)', min = 0, max = 1 },
+    { 'original_inference_steps', 50, 'number of steps of the distillation; the sampling steps are a subset', integer = true, min = 1 },
+    { 'eta', 0.3, 'amount of fresh noise in each step (gamma in the paper); 0 adds none', min = 0, max = 1 },
   }),
   depth = 0,
 }

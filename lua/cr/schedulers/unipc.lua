@@ -1,9 +1,9 @@
---- UniPC, multistep, of order 1 to 5 (Zhao et al. 2023, arXiv 2302.04867): a predictor and a
---- corrector of one form, the corrector for the price of no further call of the network.
+--- UniPC, multistep, of order 1 to 5 (Zhao et al. 2023, arXiv 2302.04867): a predictor and a corrector in a unified
+--- form. The corrector needs no further call of the network.
 --
--- The corrector improves the sample that the previous step predicted, once the network has been
--- asked about it. It starts from the same point as that prediction did, so the correction is a
--- difference of coefficients, and both together are one linear combination.
+-- When the network has been called for the sample that the previous step predicted, the corrector improves that
+-- sample. Both start from the same point, so the correction is a difference of coefficients, and predictor and
+-- corrector together are one linear combination.
 
 local options = require 'cr.sampling.options'
 local solver = require 'cr.sampling.solver'
@@ -15,14 +15,14 @@ local M = solver.class {
   aliases = { unipc_2 = 'unipc' },
   known_as = { uni_pc = 'unipc', uni_pc_bh2 = 'unipc', uni_pc_bh1 = 'unipc_bh1' },
   diffusers = { class = 'UniPCMultistepScheduler',
-    differs = "a formula's last step changes nothing where final_sigma is sigma_min" },
+    differs = "the last step of a formula changes nothing if final_sigma is sigma_min" },
   options = options.join(options.schedule, options.spacing, options.steps, options.sigmas, options.final_sigma, options.zero_snr,
     options.threshold, {
-      { 'order', 2, 'predictions that a step combines', integer = true, min = 1, max = 5 },
+      { 'order', 2, 'number of predictions that a step combines', integer = true, min = 1, max = 5 },
       { 'solver', 'bh2', 'B(h): h, or exp(h) - 1', choices = { 'bh1', 'bh2' } },
-      { 'predict_x0', true, 'what is expanded: the predicted sample, or the noise' },
-      { 'lower_order_final', true, 'the last steps have lower orders' },
-      { 'disable_corrector', {}, 'steps, counted from 0, whose result is not corrected', items = { integer = true, min = 0 } },
+      { 'predict_x0', true, 'expand the predicted sample instead of the noise' },
+      { 'lower_order_final', true, 'lower the order of the last steps' },
+      { 'disable_corrector', {}, 'list of steps, counted from 0, whose result is not corrected', items = { integer = true, min = 0 } },
     }),
   least_alpha = 2 ^ -24,
   formula_spreads = true,
@@ -63,7 +63,7 @@ local function solve(a, b)
   return x
 end
 
--- The equations of the paper's theorem 3.1 for the first n places r.
+-- Solves the equations of theorem 3.1 of the paper for the first n points r.
 local function shares(r, hh, scale, n)
   local a, b = {}, {}
   local phi, factorial = (math.exp(hh) - 1) / hh - 1, 1
@@ -77,8 +77,8 @@ local function shares(r, hh, scale, n)
   return solve(a, b)
 end
 
--- The parts that predictor and corrector add for a step of order p from `from` (an index into the
--- history) to the level (alpha, sigma, lambda): as forms, without the part that both share.
+-- Returns as forms the terms that predictor and corrector add for a step of order p, from `from` (an index into the
+-- history) to the level (alpha, sigma, lambda), without the terms that both share.
 function M:parts(from, p, alpha, sigma, lambda)
   local o, history = self.options, self.history
   local start = history[from]

@@ -1,8 +1,8 @@
---- A client's connection: bytes in and out, by tasks, with limits on the time that either takes.
+--- The connection of a client: tasks read and write bytes, with time limits for both.
 --
--- Memory is bounded: where nobody takes what came in, reading stops, and who writes waits until the system took it.
--- Whatever waits is woken when the connection ends: with false where the other side said that it ended, with the error
--- GONE where it broke, was too slow to take an answer, or was closed here.
+-- Memory is bounded: reading stops while received bytes are not consumed, and a write waits until the system has
+-- accepted the bytes. When the connection ends, all waiting tasks are woken: with false if the other side has closed
+-- its direction, with the error GONE if the connection broke, was too slow to take an answer, or was closed here.
 
 local ffi = require 'ffi'
 local clock = require 'cr.clock'
@@ -15,28 +15,28 @@ local GONE = problem.GONE
 
 local M = {}
 
-local HELD = 2 ^ 17       -- bytes that may wait to be read
-local RECORD = 2 ^ 14     -- bytes of a record of TLS
-local LINGER = 5          -- seconds in which a client may still send what nobody reads, so that it sees the answer
+local HELD = 2 ^ 17       -- bytes that may be received and not yet read
+local RECORD = 2 ^ 14     -- bytes of a TLS record
+local LINGER = 5          -- seconds in which further bytes of a client are discarded, so that it sees the answer
 
 --- @class Connection
 --- @field peer string its address
---- @field secure boolean by TLS
---- @field goodbye function? says to the client, as a task, that the server closes
---- @field idle number? since when it waits for the next request, or for its end
---- @field ended boolean the client sends no more
---- @field broken boolean nothing can be read or written any more
+--- @field secure boolean whether it uses TLS
+--- @field goodbye function? runs as a task and tells the client that the server closes
+--- @field idle number? the time since when it waits for the next request, or for its end
+--- @field ended boolean the client has finished sending
+--- @field broken boolean nothing can be read or written any longer
 --- @field tcp any the socket of luv
 --- @field limits table
---- @field received function that luv calls with what came
---- @field writing integer bytes that are still to be sent
+--- @field received function the callback of luv for received bytes
+--- @field writing integer number of writes in progress
 --- @field forget function
 local Connection = {}
 Connection.__index = Connection
 
 --- @param tcp any the socket of luv, accepted
---- @param server table {limits = {header, idle}, keys = of TLS or nil, report = function told of errors}
---- @param forget function called with it once, when it is closed
+--- @param server table {limits = {header, idle}, keys = TLS keys or nil, report = function called with errors}
+--- @param forget function called once with the connection when it is closed
 --- @return Connection
 function M.new(tcp, server, forget)
   local address = tcp:getpeername()
@@ -53,7 +53,7 @@ end
 
 -- ---- reading ------------------------------------------------------------------------------------
 
--- Calls what was to be called when the client goes.
+-- Calls the functions that were registered for the end of the client.
 local function tell_closers(self)
   local closers = self.closers
   self.closers = {}
@@ -76,7 +76,7 @@ end
 
 local plain = ffi.new('char[?]', RECORD)
 
--- Takes what came by TLS; whether the other side said that it ends. Raises what is wrong.
+-- Decrypts received TLS bytes and returns whether the other side has ended the connection. Raises TLS errors.
 local function decrypt(self, data)
   library.check(lib.cr_tls_receive(self.tls, data, #data))
   local n
@@ -84,13 +84,13 @@ local function decrypt(self, data)
     n = lib.cr_tls_read(self.tls, plain, RECORD)
     if n > 0 then put(self, ffi.string(plain, n)) end
   until n <= 0
-  -- (its own part of the handshake, or what it says to a client that it does not understand)
+  -- Output of TLS itself: a part of the handshake, or an alert.
   local text = library.output(lib.cr_tls_output, self.tls)
   if text ~= '' then self:send(text) end
   return n == lib.CR_ECLOSED or library.check(n) < 0
 end
 
--- luv's callback.
+-- The callback of luv for received bytes.
 function Connection:receive(err, data)
   if self.lingering then
     if not data then self:close() end
@@ -110,9 +110,9 @@ end
 
 local function leave_reader(waiter) waiter.connection.reader = nil end
 
---- Waits for bytes until a moment of the clock.
+--- Waits for bytes until a deadline of cr.clock.
 --- @param deadline number
---- @return boolean there are some
+--- @return boolean whether there are bytes
 --- @return 'ended'|'late'|nil why not
 function Connection:await_bytes(deadline)
   deadline = math.min(deadline, self.last_moment or deadline)
@@ -127,17 +127,17 @@ function Connection:await_bytes(deadline)
   return true
 end
 
---- No wait for bytes lasts longer than until this moment of the clock, from now on.
+--- Sets a deadline for all waits for bytes from now on.
 function Connection:hurry(moment)
   self.last_moment = moment
   if self.reader then self.read_deadline = math.min(self.read_deadline, moment) end
 end
 
---- The first bytes of those that wait: a string, '' where there are none, and how many of it were read already.
+--- Returns the first received piece of bytes ('' if there is none), and how many of its bytes were read already.
 --- @return string, integer
 function Connection:peek() return self.inbox[self.first] or '', self.at end
 
---- The first n bytes of what waits were read.
+--- Marks the next n received bytes as read.
 function Connection:advance(n)
   self.at, self.held = self.at + n, self.held - n
   local text = self.inbox[self.first]
@@ -154,14 +154,14 @@ end
 
 local event = ffi.new 'cr_http_event'
 
---- The next event of the request that is read. Raises a Problem where it cannot be understood.
+--- Returns the next event of the current request. Raises a Problem if the request is malformed.
 --- @param deadline number
 --- @return 'head'|'body'|'end'|nil
---- @return ... of a head the cr_http_event, of a body its bytes, of nil 'ended' or 'late'
+--- @return ... for a head the cr_http_event, for a body its bytes, for nil 'ended' or 'late'
 function Connection:event(deadline)
   while true do
     if not self.parser then error(GONE, 0) end
-    -- (after a head or a piece, the end may come without further bytes)
+    -- After a head or a piece, the end may follow without further bytes.
     if self:peek() == '' and not self.owed then
       local ok, why = self:await_bytes(deadline)
       if not ok then return nil, why end
@@ -187,15 +187,15 @@ function Connection:event(deadline)
   end
 end
 
---- Calls fn, which must not wait, when the client goes, or is found to have gone.
+--- Registers fn, which must not wait, to be called when the client has disconnected.
 function Connection:on_close(fn) self.closers[#self.closers + 1] = fn end
 
---- What was to be called is forgotten.
+--- Removes all registered functions.
 function Connection:forget_closers() self.closers = {} end
 
 -- ---- writing ------------------------------------------------------------------------------------
 
--- Writes what the system does not take at once; calls done(whether it took it) then.
+-- Queues bytes that the system does not accept at once, and calls done(whether it accepted them) later.
 local function queue(self, text, done)
   if self.writing == 0 then self.write_deadline, self.queued = clock() + self.limits.idle, nil end
   self.writing = self.writing + 1
@@ -212,9 +212,9 @@ end
 
 local function nothing() end
 
---- Writes bytes of the protocol below; does not wait unless `done` is called later.
---- @param done function? called with whether the system took them
---- @return boolean it took them at once
+--- Writes raw bytes without waiting.
+--- @param done function? called later with whether the system accepted them
+--- @return boolean whether the system accepted them at once; then `done` is not called
 function Connection:send(text, done)
   local n = self.tcp:try_write(text) or 0
   if n == #text then return true end
@@ -231,7 +231,7 @@ local function encrypted(self, text)
   return library.output(lib.cr_tls_output, self.tls)
 end
 
---- Writes, and waits until the system took all of it.
+--- Writes bytes and waits until the system has accepted all of them.
 --- @param text string
 function Connection:write(text)
   if self.broken then error(GONE, 0) end
@@ -240,21 +240,21 @@ function Connection:write(text)
   suspend(waiter)
 end
 
---- Writes without waiting.
+--- Writes bytes without waiting.
 --- @param text string
 function Connection:post(text)
   if not self.broken then self:send(encrypted(self, text)) end
 end
 
---- How many bytes wait until the client takes them.
+--- Returns how many bytes wait for the client to read them.
 --- @return integer
 function Connection:waiting() return self.broken and 0 or self.tcp:get_write_queue_size() end
 
 -- ---- the end ------------------------------------------------------------------------------------
 
---- Looks whether what is waited for is late; called now and then. It is late when a second look finds it so: after a pause of
---- the whole process, what came meanwhile is received between two looks.
---- @param now number of the clock
+--- Checks deadlines; it is called periodically. A wait counts as late only when a second check finds it late, because
+--- after a pause of the whole process the bytes that arrived meanwhile are received between two checks.
+--- @param now number the time of cr.clock
 function Connection:look(now)
   if self.lingering then
     if now > self.lingering then self:close() end
@@ -275,7 +275,7 @@ function Connection:look(now)
   end
 end
 
---- Nothing more can be read or written: who waits gets GONE.
+--- Ends all reading and writing: waiting tasks get the error GONE.
 function Connection:break_off()
   if self.broken then return end
   self.broken = true
@@ -283,7 +283,7 @@ function Connection:break_off()
   tell_closers(self)
 end
 
---- Closes it at once. Twice is fine.
+--- Closes the connection at once. Calling it twice is allowed.
 function Connection:close()
   if self.tcp:is_closing() then return end
   self:break_off()
@@ -294,8 +294,8 @@ function Connection:close()
   self.forget(self)
 end
 
---- Closes it so that the client sees what was written: bytes that it still sends are thrown away for a moment, since
---- the system would answer them by dropping the connection, and the answer with it.
+--- Closes the connection so that the client can read the answer. For a moment further bytes of the client are
+--- discarded, since otherwise the system would reset the connection and drop the answer.
 function Connection:finish()
   if self.lingering then return end
   if self.broken or self.ended then return self:close() end

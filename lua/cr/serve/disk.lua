@@ -1,9 +1,9 @@
---- Files that a server writes beside all else it does: the disk is waited for on other threads, and other tasks go on.
+--- Files that a server writes without blocking: other threads wait for the disk while other tasks run.
 --
 --     local file = disk.create(path)
 --     for chunk in request.read, request do file:write(chunk) end
---     file:finish()            -- its bytes are on the disk;  file:abandon() deletes it
---     disk.rename(from, to)    -- and so is its name
+--     file:finish()            -- flushes it to the disk;  file:abandon() deletes it
+--     disk.rename(from, to)    -- flushes the name, too
 
 local lfs = require 'lfs'
 local loop = require 'cr.loop'
@@ -11,9 +11,9 @@ local loop = require 'cr.loop'
 local uv = loop.uv
 local M = {}
 
-local PRIVATE_FILE, PRIVATE_FOLDER = 384, 448 -- 0600, 0700: what people upload is nobody else's
+local PRIVATE_FILE, PRIVATE_FOLDER = 384, 448 -- 0600, 0700: other users cannot read uploads
 
--- Calls an asynchronous function of luv's and waits for its result.
+-- Calls an asynchronous function of luv and waits for its result.
 local function wait(fn, ...)
   local done = loop.channel(1)
   local args, n = { ... }, select('#', ...)
@@ -30,14 +30,14 @@ end
 local NewFile = {}
 NewFile.__index = NewFile
 
---- Makes a file that is not there yet.
+--- Creates a file, which must not exist yet.
 --- @param path string
 --- @return NewFile
 function M.create(path)
   return setmetatable({ path = path, fd = wait(uv.fs_open, path, 'wx', PRIVATE_FILE), bytes = 0 }, NewFile)
 end
 
---- Appends bytes; waits until the system has them.
+--- Appends bytes and waits until the system has them.
 --- @param data string
 function NewFile:write(data)
   local at = 1
@@ -52,19 +52,19 @@ local function close(self)
   self.fd = nil
 end
 
---- Waits until all bytes are on the disk.
+--- Flushes all bytes to the disk and closes the file.
 function NewFile:finish()
   wait(uv.fs_fsync, self.fd)
   close(self)
 end
 
---- Deletes it.
+--- Closes and deletes the file.
 function NewFile:abandon()
   close(self)
   uv.fs_unlink(self.path)
 end
 
---- Puts a file's bytes, or a folder's names, on the disk.
+--- Flushes the bytes of a file, or the names in a folder, to the disk.
 --- @param path string
 function M.sync_file(path)
   local fd = wait(uv.fs_open, path, 'r', 0)
@@ -73,7 +73,7 @@ function M.sync_file(path)
   if not ok then error(problem, 0) end
 end
 
---- Renames a file or a folder; its new name is on the disk when this returns.
+--- Renames a file or a folder, and flushes the new name to the disk.
 --- @param from string
 --- @param to string
 function M.rename(from, to)
@@ -81,7 +81,7 @@ function M.rename(from, to)
   M.sync_file(to:match '^(.*)/')
 end
 
---- Puts all files of a folder on the disk.
+--- Flushes all files of a folder to the disk.
 --- @param path string
 function M.sync(path)
   for name in lfs.dir(path) do
@@ -91,7 +91,7 @@ function M.sync(path)
   M.sync_file(path)
 end
 
---- Deletes a file, or a folder with all in it; it need not be there.
+--- Deletes a file, or a folder with its contents. It need not exist.
 --- @param path string
 function M.remove(path)
   if lfs.symlinkattributes(path, 'mode') == 'directory' then
@@ -104,9 +104,9 @@ function M.remove(path)
   end
 end
 
---- Makes a folder of our own, if it is not there.
+--- Makes a private folder unless it exists.
 --- @param path string
---- @return boolean? nil: it cannot be made
+--- @return boolean? nil if it cannot be made
 --- @return string? problem
 function M.make_folder(path)
   if lfs.attributes(path, 'mode') == 'directory' then return true end
@@ -114,7 +114,7 @@ function M.make_folder(path)
   return ok, problem
 end
 
---- What is in a folder: names.
+--- Returns the names in a folder.
 --- @param path string
 --- @return string[]
 function M.list(path)

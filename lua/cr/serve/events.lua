@@ -1,4 +1,4 @@
---- Server-Sent Events, and what their senders wait for.
+--- Server-Sent Events, and bells by which their senders wait for changes.
 --
 --     local stream = events.open(response)
 --     stream:send('job', { state = 'running' })
@@ -13,7 +13,7 @@ local loop = require 'cr.loop'
 local uv = loop.uv
 local M = {}
 
---- Seconds after which a listener that nobody has rung for is told to send a sign of life.
+--- Seconds without a ring after which a listener's wait returns 'beat', so that it sends a keep-alive.
 M.BEAT = 15
 
 --- @class Stream
@@ -21,7 +21,7 @@ M.BEAT = 15
 local Stream = {}
 Stream.__index = Stream
 
---- Begins an answer of events.
+--- Starts an answer that is a stream of events.
 --- @param response table
 --- @return Stream
 function M.open(response)
@@ -30,12 +30,12 @@ function M.open(response)
   return setmetatable({ response = response }, Stream)
 end
 
---- Sends an event; waits until the client takes it.
+--- Sends an event and waits until the client accepts it.
 --- @param event string
 --- @param data table
 function Stream:send(event, data) self.response:write(('event: %s\ndata: %s\n\n'):format(event, json.encode(data))) end
 
---- Sends a comment, so that neither a proxy nor the client thinks the connection dead.
+--- Sends a comment as a keep-alive for proxies and the client.
 function Stream:beat() self.response:write ': alive\n\n' end
 
 --- @class Bell
@@ -56,7 +56,7 @@ local function tell(listener, what)
   if listener.channel:count() == 0 then listener.channel:put(what) end
 end
 
---- Somebody who wants to know: wait(), and close() when that is over.
+--- Returns a new listener. Call its wait() repeatedly, and close() at the end.
 --- @return Listener
 function Bell:listen()
   local listener = setmetatable({ bell = self, channel = loop.channel(1) }, Listener)
@@ -70,19 +70,19 @@ function Bell:listen()
   return listener
 end
 
---- Wakes all who listen.
+--- Wakes all listeners.
 function Bell:ring()
   for listener in pairs(self.listeners) do tell(listener, 'rung') end
 end
 
---- Waits for what comes.
+--- Waits for a ring, a keep-alive or the end.
 --- @return 'rung'|'beat'|'closed'
 function Listener:wait()
   if self.closed then return 'closed' end
   return self.channel:get() or 'closed'
 end
 
---- Ends it; who waits gets 'closed'.
+--- Closes the listener; a waiting task gets 'closed'.
 function Listener:close()
   if self.closed then return end
   self.closed = true

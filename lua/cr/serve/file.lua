@@ -1,6 +1,6 @@
---- A file as an answer: whole, or the range that was asked for, or nothing where the client has it (RFC 9110).
+--- Answers with a file: all of it, the requested range, or nothing if the client has it already (RFC 9110).
 --
--- A piece of it is read at a time, by luv's threads, so that memory is bounded and the loop goes on.
+-- One piece at a time is read on luv's threads, so that memory is bounded and the loop is not blocked.
 
 local problem = require 'cr.serve.problem'
 local tasks = require 'cr.loop.tasks'
@@ -11,7 +11,7 @@ local M = {}
 
 local PIECE = 2 ^ 18
 
--- The bytes at a place. Where the task that waits is ended meanwhile, the file is closed once they came.
+-- Reads bytes at an offset. If the waiting task is cancelled meanwhile, the file is closed when the read has finished.
 local function read_at(file, n, at)
   local waiter = { what = 'a file' }
   file.busy = true
@@ -36,7 +36,8 @@ local function open(path)
   return { fd = fd }, assert(uv.fs_fstat(fd))
 end
 
--- First and last byte, from 0, of a Range header; nil: the whole is to be sent; false: there is no such range.
+-- Parses a Range header to the first and last byte, counted from 0. Returns nil if the whole file is to be sent, and
+-- false if the range lies outside the file.
 local function range_of(text, size)
   local first, last = text:match '^bytes=%s*(%d*)%-(%d*)%s*$'
   if not first or first == '' and last == '' then return nil end
@@ -50,7 +51,7 @@ local function range_of(text, size)
   return first, math.min(last or size - 1, size - 1)
 end
 
--- Whether a list of tags has this one, however weak.
+-- Returns whether a list of entity tags contains this one, by weak comparison.
 local function has_tag(list, tag)
   if list:match '^%s*%*%s*$' then return true end
   for one in list:gmatch '"[^"]*"' do
@@ -59,7 +60,7 @@ local function has_tag(list, tag)
   return false
 end
 
--- `name` in a Content-Disposition: as ASCII, and in RFC 8187's form where that is not all of it.
+-- Formats a Content-Disposition with `name` in ASCII and, if that loses characters, also in the form of RFC 8187.
 local function disposition(kind, name)
   local plain = name:gsub('[^ -~]', '_'):gsub('["\\%%]', '_')
   local text = ('%s; filename="%s"'):format(kind, plain)
@@ -76,11 +77,11 @@ local function pour(response, file, first, last)
   end
 end
 
---- Answers a request with a file; 404 where there is none.
+--- Answers a request with a file, or with 404 if it does not exist.
 --- @param response Response
 --- @param path string
---- @param options table? {type = 'application/octet-stream', name = what a client saves it as (the file's own),
---- download = boolean, headers = more}
+--- @param options table? {type = 'application/octet-stream', name = the name under which a client saves it (that of
+---   the file), download = boolean, headers = further headers}
 function M.send(response, path, options)
   options = options or {}
   local request = response.request

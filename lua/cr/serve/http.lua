@@ -4,9 +4,9 @@
 --       response:send(200, { ['Content-Type'] = 'text/plain' }, 'hello ' .. request.path)
 --     end }
 --
--- The handler runs in a task of its connection's, may wait, and answers one request at a time there. A Problem that it
--- raises is the answer; any other error is told to `report` and answered with 500. Nothing that a client does ends the
--- server, and memory depends on the number of connections and their limits alone.
+-- The handler runs in a task of the connection, may wait, and answers the requests of a connection one after another.
+-- A Problem that it raises becomes the answer; any other error is passed to `report` and answered with 500. Nothing
+-- that a client does ends the server, and memory depends only on the number of connections and their limits.
 
 local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
@@ -24,10 +24,10 @@ local uv, wake, suspend = tasks.M.uv, tasks.wake, tasks.suspend
 local http = { problem = problem.raise, is_problem = problem.is, GONE = problem.GONE }
 
 local LIMITS = {
-  body = 2 ^ 20,     -- bytes of a request's body; a handler may set request.limit
-  header = 2 ^ 15,   -- bytes of its head
-  idle = 60,         -- seconds between requests, or without a byte of an answer taken
-  request = 30,      -- seconds in which a head must come, and each 64 KiB of a body
+  body = 2 ^ 20,     -- largest body of a request, in bytes; a handler may change request.limit
+  header = 2 ^ 15,   -- largest head of a request, in bytes
+  idle = 60,         -- seconds between requests, or in which the client accepts no byte of an answer
+  request = 30,      -- seconds in which a head, and each 64 KiB of a body, must arrive
   connections = 4096,
 }
 local BACKLOG = 512
@@ -45,7 +45,7 @@ Server.__index = Server
 
 -- ---- one connection -----------------------------------------------------------------------------
 
--- Errors that are nobody's mistake.
+-- Errors that are not reported, since they are no mistakes of the server.
 local function is_quiet(err) return err == problem.GONE or err == tasks.INTERRUPTED or problem.is(err) and err.status < 500 end
 
 local function traced(err)
@@ -53,7 +53,7 @@ local function traced(err)
   return { trace = debug.traceback(tostring(err), 2) }
 end
 
--- Answers after the handler has returned or failed.
+-- Finishes the answer after the handler has returned or failed.
 local function conclude(self, request, response, ok, err)
   if response.websocket then response.websocket:close(ok and 1000 or 1011) end
   if ok and response.websocket then return end
@@ -63,10 +63,10 @@ local function conclude(self, request, response, ok, err)
     self.report(('%s %s: %s'):format(request.method, request.target, tostring(type(err) == 'table' and err.trace or err)), request)
   end
   if response.status or err == problem.GONE or err == tasks.INTERRUPTED then return request.connection:close() end
-  response:problem(problem.is(err) and err or problem.new(500, 'the server made a mistake; its log says which'))
+  response:problem(problem.is(err) and err or problem.new(500, 'the server has failed; its log says why'))
 end
 
--- The next request; nil where there is none.
+-- Returns the next request, or nil at the end of the connection.
 local function next_request(self, connection)
   connection.idle = clock()
   local there = connection:await_bytes(clock() + self.limits.idle)
@@ -74,7 +74,7 @@ local function next_request(self, connection)
   if not there then return nil end
   local kind, head = connection:event(clock() + self.limits.request)
   if kind == 'head' then return requests.new(connection, head, self.limits) end
-  if head == 'late' then problem.raise(408, 'the head of the request comes too slowly') end
+  if head == 'late' then problem.raise(408, 'the head of the request arrives too slowly') end
 end
 
 local function handle(self, request, response)
@@ -82,7 +82,7 @@ local function handle(self, request, response)
   self.handler(request, response)
 end
 
--- Requests one after another.
+-- Handles the requests of a connection one after another.
 local function converse(self, connection)
   while not self.closing do
     local request = next_request(self, connection)
@@ -98,7 +98,7 @@ local function converse(self, connection)
   end
 end
 
--- A request that could not be read has nothing to be answered through but this.
+-- Answers a malformed request, for which no Response exists.
 local function refuse(connection, err)
   local text = err:text()
   connection:write(('HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s')
@@ -116,7 +116,7 @@ end
 
 -- ---- the server ---------------------------------------------------------------------------------
 
--- Room for one more: of connections that wait for a request or their end, the one that waits longest gives way.
+-- Makes room for another connection: of those that wait for a request or for their end, the one that waits longest is closed.
 local function make_room(self)
   if self.count < self.limits.connections then return true end
   local oldest
@@ -158,8 +158,8 @@ local function look_around(self)
   end
 end
 
---- Takes no more connections, closes those without a request, waits for the others, and cuts what is still open then.
---- @param seconds number? how long it waits; 5
+--- Stops accepting connections, closes those without a request, waits for the others, and finally closes what is still open.
+--- @param seconds number? how long it waits (5)
 function Server:close(seconds)
   if self.closing then return end
   self.closing = true
@@ -183,13 +183,13 @@ end
 
 local function fail(format, ...) errors.fail(format:format(...)) end
 
--- A socket that listens.
+-- Returns a listening socket.
 local function bind(host, port)
   local address = host
   if not host:find '^[%d.]+$' and not host:find ':' then
     local list, why = uv.getaddrinfo(host, nil, { socktype = 'stream' })
     if not list or not list[1] then fail('http: %s: there is no such host (%s)', host, tostring(why)) end
-    -- (where it has addresses of both kinds, the one that more clients try)
+    -- If the host has IPv4 and IPv6 addresses, the resolver's first one is used, as clients do.
     address = list[1].addr
     for _, one in ipairs(list) do
       if one.family == 'inet' then
@@ -203,7 +203,7 @@ local function bind(host, port)
   return listener, ok, why
 end
 
--- The certificate and key of TLS, nil without.
+-- Loads the certificate and key of TLS, or returns nil.
 local function open_keys(cert, key)
   if not cert and not key then return nil end
   if not cert or not key then fail 'http: TLS needs both cert and key' end
@@ -212,11 +212,11 @@ local function open_keys(cert, key)
   return ffi.gc(keys[0], library.lib.cr_tls_keys_close)
 end
 
---- Listens. What a client sends never raises; what is wrong with the place does: "http: 127.0.0.1:80: permission denied".
---- @param options table {host = '127.0.0.1', port = 0: any free one, cert =, key = files of TLS in PEM,
---- handler = function(request, response),
---- limits = {body = bytes, header = bytes, idle = seconds, request = seconds, connections = how many},
---- report = function(text, request or nil) told of errors, which go to stderr otherwise}
+--- Starts a server. An invalid address raises an error, such as "http: 127.0.0.1:80: permission denied"; requests of
+--- clients never do.
+--- @param options table {host = '127.0.0.1', port = 0 (any free port), cert =, key = TLS files in PEM, handler =
+---   function(request, response), limits = {body = bytes, header = bytes, idle = seconds, request = seconds,
+---   connections = number}, report = function(text, request or nil) called with errors, which go to stderr otherwise}
 --- @return Server
 function http.listen(options)
   library.load()

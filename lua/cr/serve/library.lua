@@ -1,4 +1,4 @@
---- crescent_http.so: reading requests, messages of WebSockets, TLS.
+--- crescent_http.so: parses requests and WebSocket messages, and does TLS.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -6,15 +6,15 @@ local base = require 'cr.ffi'
 local lib = base.part('http', 'install llhttp, wslay and OpenSSL with `make deps`, then run `make`')
 local M = { lib = lib, check = base.check }
 
---- Raises where it is missing.
+--- Fails if the library is missing.
 function M.load() return lib.cr_http_new end
 
---- The sentence of the call that failed last.
+--- Returns the message of the last failed call.
 --- @return string
 function M.message() return ffi.string(base.C.cr_last_error()) end
 
---- What one of its functions makes.
---- @param kind string of the handle, such as 'cr_http': <kind>_new is called, and <kind>_free when nobody has it any more
+--- Makes an object of the library.
+--- @param kind string of the handle, such as 'cr_http': <kind>_new makes it, and <kind>_free frees it when it is garbage
 --- @param ... any the further arguments of the function
 function M.new(kind, ...)
   local out = ffi.new(kind .. ' *[1]')
@@ -22,12 +22,12 @@ function M.new(kind, ...)
   return ffi.gc(out[0], lib[kind .. '_free'])
 end
 
---- Frees it now.
+--- Frees a handle now.
 function M.free(kind, handle) lib[kind .. '_free'](ffi.gc(handle, nil)) end
 
 local bytes = ffi.new 'const char *[1]'
 
---- The bytes that a handle has to send, which are taken.
+--- Takes the bytes that a handle has to send.
 --- @param fn function cr_ws_output or cr_tls_output
 --- @return string
 function M.output(fn, handle)

@@ -1,9 +1,9 @@
---- Numbers that a server tells of itself, in the text form of Prometheus.
+--- Metrics of a server, in the text format of Prometheus.
 --
 --     local metrics = require 'cr.serve.metrics'.new()
 --     local asked = metrics:counter('crescent_requests_total', 'Requests.', { 'operation', 'status' })
 --     asked:add(1, 'getJob', 200)
---     metrics:gauge('crescent_queue', 'Jobs that wait.', {}, function(set) set(#queue) end)   -- asked for when it is told
+--     metrics:gauge('crescent_queue', 'Jobs that wait.', {}, function(set) set(#queue) end)   -- read when metrics are requested
 --     metrics:text()
 
 local M = {}
@@ -25,14 +25,14 @@ local function series(self, values)
   return #parts > 0 and self.name .. '{' .. table.concat(parts, ',') .. '}' or self.name
 end
 
---- Adds to the value of these labels.
+--- Adds to the value for some labels.
 --- @param n number
 function Metric:add(n, ...)
   local key = series(self, { ... })
   self.values[key] = (self.values[key] or 0) + n
 end
 
---- Sets it.
+--- Sets the value for some labels.
 --- @param n number
 function Metric:set(n, ...) self.values[series(self, { ... })] = n end
 
@@ -43,19 +43,19 @@ local function declare(self, kind, name, help, labels, ask)
   return metric
 end
 
---- A number that only grows.
+--- Declares a counter, which only increases.
 --- @param name string
 --- @param help string
 --- @param labels string[]?
 --- @return Metric
 function Metrics:counter(name, help, labels) return declare(self, 'counter', name, help, labels) end
 
---- A number that goes up and down.
---- @param ask fun(set: fun(n: number, ...))? tells its values when they are wanted
+--- Declares a gauge, which increases and decreases.
+--- @param ask fun(set: fun(n: number, ...))? reports the values when metrics are requested
 --- @return Metric
 function Metrics:gauge(name, help, labels, ask) return declare(self, 'gauge', name, help, labels, ask) end
 
---- All of them.
+--- Returns all metrics as text.
 --- @return string
 function Metrics:text()
   local lines = {}

@@ -1,24 +1,25 @@
---- The parts of a multipart/form-data body, one after another, as they come (RFC 7578).
+--- Reads the parts of a multipart/form-data body one after another as they arrive (RFC 7578).
 --
--- Memory is bounded: of a part's content no more is held than came at once, of its head no more than HEAD bytes.
+-- Memory is bounded: it holds one received piece of a part's content, and at most HEAD bytes of its head.
 
 local problem = require 'cr.serve.problem'
 
 local M = {}
 
-local HEAD, PARTS = 2 ^ 14, 1000 -- bytes of a part's head, and how many parts there may be
-local LINE = 64                  -- bytes of blanks that may follow a boundary
+local HEAD, PARTS = 2 ^ 14, 1000 -- limits: bytes of a part's head, number of parts
+local LINE = 64                  -- limit of blanks after a boundary
 
 local function refuse(why) problem.raise(400, 'multipart: ' .. why) end
 
--- The text in quotes that begins at `at`, and where what follows begins. Browsers write a quote as %22, others as \".
+-- Returns the quoted string that begins at `at`, and the position after it. Browsers escape a quote as %22, other
+-- clients as \".
 local function quoted(text, at)
   local parts = {}
   while true do
     local from = at
     local mark
     at, mark = text:match('()(["\\])', from)
-    if not at then refuse 'a text in quotes does not end' end
+    if not at then refuse 'a quoted string has no end' end
     parts[#parts + 1] = text:sub(from, at - 1)
     if mark == '"' then break end
     local next_one = text:sub(at + 1, at + 1)
@@ -29,7 +30,7 @@ local function quoted(text, at)
   return (table.concat(parts):gsub('%%%x%x', codes)), at + 1
 end
 
---- What a header such as Content-Type says: its value and its parameters, by names in lower case.
+--- Parses a header such as Content-Type to its value and its parameters, with names in lower case.
 --- @param text string 'form-data; name="file"; filename="a.mp4"'
 --- @return string value in lower case
 --- @return table<string, string>
@@ -46,7 +47,7 @@ function M.parameters(text)
       parameters[name], at = text:match('^([^;%s]*)()', from)
     end
   end
-  -- (RFC 8187's form, which some programs write for names that are not ASCII)
+  -- Some clients use the form of RFC 8187 for names that are not ASCII.
   local coded = parameters['filename*'] and parameters['filename*']:match "^[uU][tT][fF]%-8'[^']*'(.*)$"
   if coded then
     parameters.filename = coded:gsub('%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end)
@@ -58,14 +59,15 @@ end
 local Parts = {}
 Parts.__index = Parts
 
--- Appends what comes next; raises at the end of the body.
+-- Appends the next received piece, and raises a problem at the end of the body.
 local function more(self)
   local text = self.request:read()
-  if not text then refuse 'the body ends inside of a part' end
+  if not text then refuse 'the body ends inside a part' end
   self.buffer = self.buffer .. text
 end
 
--- What a boundary that ends before `at` is: 'part' or 'end' and where what follows begins, 'data', or nil: more must come.
+-- Classifies a boundary that ends before `at`: 'part' or 'end' with the position after it, 'data' if it is none, or
+-- nil if more bytes are needed.
 local function boundary_kind(self, at)
   local text = self.buffer:sub(at, at + LINE + 2)
   if text:find '^%-%-' then return 'end', at + 2 end
@@ -75,7 +77,7 @@ local function boundary_kind(self, at)
   return 'data'
 end
 
--- The next piece of the content; nil where a boundary ends it.
+-- Returns the next piece of the content, or nil at the boundary.
 local function piece(self)
   while true do
     local at = self.buffer:find(self.delimiter, 1, true)
@@ -99,7 +101,7 @@ local function piece(self)
   end
 end
 
--- The head of the part that begins here, by names in lower case.
+-- Reads the head of the next part, with names in lower case.
 local function read_head(self)
   local headers = {}
   local text
@@ -118,7 +120,7 @@ local function read_head(self)
   end
   for line in text:gmatch '(.-)\r\n' do
     local name, value = line:match '^([%w!#$%%&\'*+.^_`|~-]+):[ \t]*(.-)[ \t]*$'
-    if not name then refuse "a line of a part's head is no header" end
+    if not name then refuse "a line of a part's head is not a header" end
     headers[name:lower()] = value
   end
   return headers
@@ -127,13 +129,13 @@ end
 local function next_part(self)
   while self.inside do piece(self) end
   if self.over then
-    while self.request:read() do end -- (what follows the last boundary is nobody's)
+    while self.request:read() do end -- discards what follows the last boundary
     return nil
   end
   self.count = self.count + 1
   if self.count > PARTS then refuse(('there are more than %d parts'):format(PARTS)) end
   local headers = read_head(self)
-  -- A boundary may follow the head at once: the line's end before it is ours.
+  -- A boundary may follow the head at once, so the line break that must precede it is added here.
   self.buffer, self.own, self.inside = '\r\n' .. self.buffer, 2, true
   local kind, parameters = M.parameters(headers['content-disposition'] or '')
   if kind ~= 'form-data' or not parameters.name then refuse 'a part has no name' end
@@ -143,16 +145,16 @@ local function next_part(self)
   return part
 end
 
---- Iterates over the parts: {name, filename or nil, headers, read = function: a piece of the content, nil at its end}. What
---- was not read of a part when the next is asked for is skipped.
+--- Iterates over the parts: {name, filename or nil, headers, read = function that returns a piece of the content, nil
+--- at its end}. The unread rest of a part is skipped.
 --- @param request Request
 --- @return function
 function M.parts(request)
   local kind, parameters = M.parameters(request.headers['content-type'] or '')
   local boundary = parameters.boundary
   if kind ~= 'multipart/form-data' or not boundary then problem.raise(415, 'the body must be multipart/form-data') end
-  if #boundary < 1 or #boundary > 70 or boundary:find "[^%w'()+_,./:=? -]" then refuse 'the boundary cannot be' end
-  -- (as if what comes before the first boundary were a part)
+  if #boundary < 1 or #boundary > 70 or boundary:find "[^%w'()+_,./:=? -]" then refuse 'the boundary is invalid' end
+  -- The text before the first boundary is treated as a part.
   local self = setmetatable({
     request = request, delimiter = '\r\n--' .. boundary, buffer = '\r\n', own = 2, inside = true, over = false, count = 0,
   }, Parts)

@@ -1,4 +1,4 @@
---- The OpenAPI 3.1 document of a table of operations (lua/cr/serve/router.lua).
+--- Makes the OpenAPI 3.1 document of a table of operations (lua/cr/serve/router.lua).
 
 local json = require 'cr.json'
 local problems = require 'cr.serve.problem'
@@ -11,11 +11,11 @@ local PROBLEM = {
   properties = {
     type = { type = 'string' }, title = { type = 'string' }, status = { type = 'integer' },
     detail = { type = 'string', description = 'one sentence: what, where, what to do' },
-    field = { type = 'string', description = 'the part of the request that it is about' },
+    field = { type = 'string', description = 'the part of the request that has the problem' },
   },
 }
 
--- Statuses that any operation may be answered with.
+-- Statuses that every operation may return.
 local ALWAYS = { 400, 403, 408, 413, 429, 500, 503 }
 
 local function problem_answer(status)
@@ -77,7 +77,7 @@ local function describe(paths, operation)
   }
 end
 
---- @param o table {title, version, description, operations, schemas = by name, token = whether one is asked for}
+--- @param o table {title, version, description, operations, schemas = schemas by name, token = whether a token is required}
 --- @return table
 function M.document(o)
   local paths, schemas = {}, { Problem = PROBLEM }

@@ -1,6 +1,6 @@
---- What went wrong with a request: an error that is answered by an application/problem+json (RFC 9457).
+--- Problems: errors that are answered as application/problem+json (RFC 9457).
 --
--- Whoever handles a request raises one; the server answers it where nothing was answered yet.
+-- The handler of a request raises a Problem, and the server sends it as the answer unless an answer was started.
 
 local json = require 'cr.json'
 local utf8 = require 'cr.serve.text'.utf8
@@ -39,19 +39,19 @@ function M.new(status, detail, fields)
   return setmetatable({ status = status, detail = utf8(detail), fields = fields }, Problem)
 end
 
---- Raises one.
+--- Raises a problem.
 function M.raise(status, detail, fields) error(M.new(status, detail, fields), 0) end
 
 --- @return boolean
 function M.is(value) return getmetatable(value) == Problem end
 
---- Raises one about a part of a request.
+--- Raises a problem with one part of a request.
 --- @param status integer
 --- @param detail string
 --- @param field string? 'video'
 function M.fail(status, detail, field) M.raise(status, detail, field and { field = field }) end
 
---- Its document.
+--- Returns the document.
 --- @return table
 function Problem:document()
   local document = { type = 'about:blank' }
@@ -61,11 +61,11 @@ function Problem:document()
   return document
 end
 
---- The document as JSON.
+--- Returns the document as JSON.
 --- @return string
 function Problem:text() return json.encode(self:document()) end
 
---- Raised where a client is waited for that has gone: there is nobody to be answered.
-M.GONE = setmetatable({}, { __tostring = function() return 'the client has gone' end })
+--- The error that is raised in a task that waits for a client that has disconnected. It is not answered.
+M.GONE = setmetatable({}, { __tostring = function() return 'the client has disconnected' end })
 
 return M

@@ -1,4 +1,4 @@
---- Processes of our own program that speak with us over their standard streams, one JSON object a line.
+--- Child processes of this program, with which the parent exchanges JSON objects over standard streams, one on each line.
 --
 --     local child = process.spawn('models.service.worker', { on_message = function(m) end, on_end = function(why) end })
 --     child:send { op = 'run' }          child:kill()
@@ -7,9 +7,9 @@
 --
 --     return function(parent)  for message in parent.messages do parent.tell { done = true } end  end
 --
--- A child dies with its parent, however that ends: its stdin closes, and Linux kills it at once (PR_SET_PDEATHSIG). It has a
--- session of its own, so that Ctrl-C in a terminal reaches the parent alone. What it writes to stderr, and whatever on
--- its stdout is no object, goes to the parent's stderr, line by line, with its name before it.
+-- A child ends with its parent, however the parent ends: its stdin closes, and Linux kills it at once
+-- (PR_SET_PDEATHSIG). It runs in its own session, so that Ctrl-C in a terminal reaches only the parent. Lines on its
+-- stderr, and lines on its stdout that are not objects, are copied to the parent's stderr with the child's name.
 
 local ffi = require 'ffi'
 local errors = require 'cr.errors'
@@ -32,7 +32,7 @@ local M = {}
 local Child = {}
 Child.__index = Child
 
--- Calls take(line) for each whole line of what a pipe brings, and take(nil) at its end.
+-- Calls take(line) for each line from a pipe, and take(nil) at its end.
 local function read_lines(pipe, take)
   local rest = ''
   pipe:read_start(function(_, data)
@@ -53,7 +53,7 @@ local function read_lines(pipe, take)
   end)
 end
 
--- A mistake in a callback is told, and ends nothing.
+-- An error in a callback is reported and ends nothing else.
 local function guarded(fn, ...)
   local ok, problem = xpcall(fn, debug.traceback, ...)
   if not ok then io.stderr:write('crescent: ', tostring(problem), '\n') end
@@ -64,9 +64,10 @@ end
 local LAUNCH = "require 'cr.serve.process'.become(require '%s', %d)"
 
 --- Starts a process.
---- @param module string what it runs: a module that returns a function (parent)
---- @param options table {name = before its lines on stderr, on_message = function(table), on_end = function(sentence): called
----   once, when it has ended; env = {NAME = value}? beside ours; on_line = function(line)? in place of writing it to stderr}
+--- @param module string the module to run, which returns a function (parent)
+--- @param options table {name = the name before its lines on stderr, on_message = function(table), on_end =
+---   function(sentence) called once when it has ended, env = {NAME = value}? further environment variables, on_line =
+---   function(line)? instead of writing a line to stderr}
 --- @return Child
 function M.spawn(module, options)
   local input, output, problems = uv.new_pipe(false), uv.new_pipe(false), uv.new_pipe(false)
@@ -97,7 +98,7 @@ function M.spawn(module, options)
   end)
   if not process then
     for _, pipe in ipairs { input, output, problems } do pipe:close() end
-    errors.failf('%s: a process cannot be started: %s', self.name, tostring(pid))
+    errors.failf('%s: the process cannot be started: %s', self.name, tostring(pid))
   end
   self.process, self.pid = process, pid
   local function note(line)
@@ -116,30 +117,31 @@ function M.spawn(module, options)
   return self
 end
 
---- Sends an object; one that has ended takes none.
+--- Sends an object. A child that has ended ignores it.
 --- @param message table
 function Child:send(message)
   if not self.gone and not self.input:is_closing() then self.input:write(json.encode(message) .. '\n') end
 end
 
---- Ends it at once.
+--- Kills the child.
 function Child:kill()
   if not self.gone then self.process:kill 'sigkill' end
 end
 
---- Lets it end by itself, when it has done what it was sent.
+--- Closes its stdin, so that it ends after processing what it was sent.
 function Child:close()
   if not self.gone and not self.input:is_closing() then self.input:close() end
 end
 
 -- ---- the child's side ------------------------------------------------------------------------------
 
---- What a started process does.
---- @param run fun(parent: {messages: (fun(): table?), tell: fun(message: table)}) messages: waits for the next, nil at the end
+--- Runs in a started process.
+--- @param run fun(parent: {messages: (fun(): table?), tell: fun(message: table)}) parent.messages waits for the next
+---   message and returns nil at the end
 --- @param parent_pid integer
 function M.become(run, parent_pid)
   ffi.C.prctl(PR_SET_PDEATHSIG, ffi.new('unsigned long', SIGKILL))
-  if ffi.C.getppid() ~= parent_pid then ffi.C._exit(1) end -- it ended before we asked
+  if ffi.C.getppid() ~= parent_pid then ffi.C._exit(1) end -- the parent ended before the call of prctl
   local queue = { first = 1, last = 0 }
   local waiting
   local input = uv.new_pipe(false)
@@ -162,7 +164,7 @@ function M.become(run, parent_pid)
   end
   local function tell(message)
     local ok = io.stdout:write(json.encode(message), '\n') and io.stdout:flush()
-    if not ok then ffi.C._exit(1) end -- nobody is there
+    if not ok then ffi.C._exit(1) end -- the parent has ended
   end
   loop.run(function() run { messages = next_message, tell = tell } end)
 end

@@ -1,4 +1,4 @@
---- A request: its head, and its body as it comes.
+--- A request: its head, and its body as it arrives.
 
 local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
@@ -7,22 +7,22 @@ local problem = require 'cr.serve.problem'
 
 local M = {}
 
-local STEP = 2 ^ 16 -- bytes of a body that must come within limits.request seconds
+local STEP = 2 ^ 16 -- bytes of a body that must arrive within limits.request seconds
 
 --- @class Request
 --- @field method string 'GET'
---- @field target string as it came
+--- @field target string as it was sent
 --- @field path string decoded, without the query
---- @field query table<string, string> decoded names and values; of equal names the last
---- @field headers table<string, string> by names in lower case; of equal names the values with commas between
+--- @field query table<string, string> decoded names and values; the last one if a name is repeated
+--- @field headers table<string, string> by names in lower case; values of repeated names are joined by commas
 --- @field peer string the client's address
---- @field secure boolean it came by TLS
---- @field length integer? bytes of the body; nil: it comes in chunks and is not known
---- @field limit number bytes of the body, of which more are refused; may be set before it is read
+--- @field secure boolean whether it came over TLS
+--- @field length integer? bytes of the body; nil if it is chunked
+--- @field limit number largest accepted body in bytes; may be set before the body is read
 --- @field response Response?
 --- @field head string
 --- @field bytes integer
---- @field minor integer of HTTP 1
+--- @field minor integer the minor version of HTTP 1
 --- @field connection Connection
 --- @field keep_alive boolean
 local Request = {}
@@ -42,7 +42,7 @@ local function decoded(text, what)
   return plain
 end
 
--- The path and the query of a request's target.
+-- Splits the target of a request into path and query.
 local function parse_target(target)
   if target == '*' then return '*', {} end
   local rest = target:match '^%a[%w+.-]*://[^/?#]*(.*)$' or target
@@ -58,7 +58,7 @@ local function parse_target(target)
 end
 
 --- @param connection Connection
---- @param head ffi.cdata* cr_http_event, read here and not kept
+--- @param head ffi.cdata* cr_http_event, read only during this call
 --- @param limits table
 --- @return Request
 function M.new(connection, head, limits)
@@ -73,20 +73,19 @@ function M.new(connection, head, limits)
   self.method, self.target = next_part(), next_part()
   for name in next_part do
     local value, before = next_part(), self.headers[name]
-    -- (commas part a Cookie's pairs for nobody)
+    -- The pairs of repeated Cookie headers are joined by semicolons.
     self.headers[name] = before and before .. (name == 'cookie' and '; ' or ', ') .. value or value
   end
   self.expects = self.headers.expect ~= nil and self.headers.expect:lower() == '100-continue' and self.minor == 1
   return self
 end
 
---- Reads path and query, which may be refused when everything is there to answer it.
+--- Parses path and query. This is a separate step, because a malformed one can only be answered once the request exists.
 function Request:parse()
   self.path, self.query = parse_target(self.target)
 end
 
--- The next event. A client may take its time, but STEP bytes must come within limits.request seconds in which they are
--- waited for.
+-- Returns the next event. STEP bytes must arrive within limits.request seconds of waiting.
 local function next_event(self)
   local start = clock()
   local kind, text = self.connection:event(start + self.patience)
@@ -100,22 +99,22 @@ end
 
 local function too_large(limit) problem.raise(413, ('the body is larger than %d bytes'):format(limit)) end
 
---- The next piece of the body, nil at its end. Raises a Problem where the client is too slow, went away before the end, or
---- where the body is larger than `limit`.
+--- Returns the next piece of the body, or nil at its end. Raises a Problem if the client is too slow, disconnects
+--- before the end, or sends more than `limit`.
 --- @return string?
 function Request:read()
   if self.read_all then return nil end
   if self.failed then error(self.failed, 0) end
   if self.length and self.length > self.limit then too_large(self.limit) end
   if self.expects and (self.length or 1) > 0 then
-    -- Whoever has sent some of it already needs no leave.
+    -- A client that has already sent part of the body does not wait for "100 Continue".
     if self.connection.first > self.connection.last then self.connection:write 'HTTP/1.1 100 Continue\r\n\r\n' end
   end
   self.expects = false
   local ok, kind, text = pcall(next_event, self)
   if ok and kind == nil then
     ok = false
-    kind = text == 'late' and problem.new(408, 'the body of the request comes too slowly') or
+    kind = text == 'late' and problem.new(408, 'the body of the request arrives too slowly') or
       problem.new(400, 'the connection ended before the body did')
   end
   if not ok then
@@ -131,8 +130,8 @@ function Request:read()
   return text
 end
 
---- The whole body.
---- @param max integer? bytes, of which more are refused; `limit`
+--- Returns the whole body.
+--- @param max integer? largest accepted body in bytes (`limit`)
 --- @return string
 function Request:text(max)
   if max then self.limit = math.min(max, self.limit) end
@@ -141,17 +140,17 @@ function Request:text(max)
   return table.concat(parts)
 end
 
---- Iterates over the parts of a multipart/form-data body as they come: {name, filename or nil, headers, read = function that
---- gives the next piece of its content, nil at its end}. What is not read of a part is skipped.
+--- Iterates over the parts of a multipart/form-data body as they arrive: {name, filename or nil, headers, read =
+--- function that returns the next piece of the content, nil at its end}. The unread rest of a part is skipped.
 --- @return function
 function Request:multipart() return require 'cr.serve.multipart'.parts(self) end
 
---- Answers with a WebSocket; a Problem is raised where the request asks for none.
---- @param options table? {max = bytes of a message that comes (2^20), pending = bytes that may wait for try_write (2^20)}
+--- Answers with a WebSocket. Raises a Problem if the request does not ask for one.
+--- @param options table? {max = largest received message in bytes (2^20), pending = bytes that try_write may queue (2^20)}
 --- @return WebSocket
 function Request:websocket(options) return require 'cr.serve.websocket'.accept(self.response, options) end
 
---- Whether what was not read of the body is so little that it may be read to keep the connection.
+--- Returns whether the unread rest of the body is short enough to read it and keep the connection.
 --- @return boolean
 function Request:is_short()
   if self.read_all then return true end
@@ -159,14 +158,14 @@ function Request:is_short()
   return self.length - self.taken <= STEP and not (self.expects and self.length > 0)
 end
 
---- Reads what is left of a body that is short.
+--- Reads and discards the rest of a short body.
 function Request:skip()
   while self:read() do end
 end
 
 local maybe = arguments.maybe
 arguments.methods(Request, 'request', {
-  -- (a for loop gives read the piece before)
+  -- A for loop passes the previous piece to `read`.
   parse = {}, read = { arguments.any }, text = { maybe(arguments.number) }, multipart = {}, is_short = {}, skip = {},
   websocket = { maybe(arguments.options { max = maybe(arguments.number), pending = maybe(arguments.number) }) },
 })

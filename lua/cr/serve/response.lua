@@ -1,4 +1,4 @@
---- The answer to a request: its head once, then its body, whole or piece by piece.
+--- The answer to a request: first its head, then its body, whole or in pieces.
 
 local arguments = require 'cr.arguments'
 local problem = require 'cr.serve.problem'
@@ -6,10 +6,10 @@ local problem = require 'cr.serve.problem'
 local M = {}
 
 --- @class Response
---- @field status integer? once it was begun
---- @field closed boolean the client has gone, or has said that it sends no more, as one that goes does first
+--- @field status integer? nil until the answer is started
+--- @field closed boolean the client has disconnected, or has closed its sending direction, which precedes a disconnect
 --- @field connection Connection
---- @field keep boolean whether the connection stays open behind it
+--- @field keep boolean whether the connection stays open after it
 --- @field request Request
 --- @field silent boolean whether its body is left out
 --- @field chunked boolean
@@ -24,7 +24,7 @@ function Response.__index(self, key)
 end
 
 --- @param request Request
---- @param closing function says whether the server takes no further requests
+--- @param closing function returns whether the server is closing
 --- @return Response
 function M.new(request, closing)
   local self = setmetatable({ request = request, connection = request.connection, closing = closing, sent = 0 }, Response)
@@ -34,7 +34,7 @@ end
 
 local date, date_of
 
--- The time of day for a head, made once a second.
+-- Returns the Date header's value, computed once per second.
 local function now_text()
   local now = os.time()
   if now ~= date_of then date, date_of = os.date('!%a, %d %b %Y %H:%M:%S GMT', now), now end
@@ -49,14 +49,14 @@ local function field(lines, name, value)
   lines[#lines + 1] = name .. ': ' .. value
 end
 
--- The head's text. How the body is framed: by a length that is known, by chunks, or by the connection's end.
+-- Returns the text of the head, and decides how the body is framed: by its length, by chunks, or by the end of the connection.
 local function head(self, status, headers)
   local lines, given = { ('HTTP/1.1 %d %s'):format(status, problem.reasons[status] or '') }, {}
   for name, value in pairs(headers or {}) do
     given[name:lower()] = value
     for _, one in ipairs(type(value) == 'table' and value or { value }) do field(lines, name, one) end
   end
-  if given['transfer-encoding'] or given.connection then error('response: Transfer-Encoding and Connection are chosen here', 0) end
+  if given['transfer-encoding'] or given.connection then error('response: Transfer-Encoding and Connection are set by the server', 0) end
   local request = self.request
   local bare = status == 204 or status == 304
   self.length = tonumber(given['content-length'])
@@ -77,18 +77,18 @@ local function head(self, status, headers)
   return table.concat(lines, '\r\n')
 end
 
--- The head, where none was sent yet.
+-- Sends the head, unless one was sent.
 local function begin(self, status, headers)
-  if self.status then error(('response: it was begun already, with %d'):format(self.status), 0) end
+  if self.status then error(('response: it was already started, with status %d'):format(self.status), 0) end
   if type(status) ~= 'number' or status < 200 or status > 599 then
-    error(('response: %s is no status'):format(tostring(status)), 0)
+    error(('response: %s is not a status'):format(tostring(status)), 0)
   end
   local text = head(self, status, headers)
   self.status = status
   return text
 end
 
---- Sends a whole answer.
+--- Sends a complete answer.
 --- @param status integer
 --- @param headers table<string, string|string[]>?
 --- @param body string? ''
@@ -104,14 +104,14 @@ function Response:send(status, headers, body)
   self.connection:write(self.silent and text or text .. body)
 end
 
---- Begins an answer whose body follows by write.
+--- Starts an answer, whose body follows by write().
 --- @param status integer
---- @param headers table<string, string|string[]>? with Content-Length where that is known
+--- @param headers table<string, string|string[]>? with Content-Length if the length is known
 function Response:start(status, headers)
   self.connection:write(begin(self, status, headers))
 end
 
---- Sends a piece of the body; waits until the system took it. Raises where the client has gone.
+--- Sends a piece of the body and waits until the system has accepted it. Raises an error if the client has disconnected.
 --- @param piece string
 function Response:write(piece)
   if not self.status then error('response: start it before writing', 0) end
@@ -129,15 +129,15 @@ function Response:finish()
   self.ended = true
   if self.silent then return end
   if self.chunked then self.connection:write '0\r\n\r\n' end
-  -- Too little came: only the connection's end can say so.
+  -- The body is too short, which only the end of the connection can signal.
   if self.length and self.sent < self.length then self.connection:close() end
 end
 
---- Answers with a file: the range that was asked for (206, 416), nothing where the client has it (304), 404 where there is
---- none. A piece is in memory at a time.
+--- Answers with a file: the requested range (206, 416), nothing if the client has the file (304), or 404 if it does
+--- not exist. Only one piece is in memory at a time.
 --- @param path string
---- @param options table? {type = 'application/octet-stream', name = as a client saves it (the file's own), download = true: it
---- is saved, not shown, headers = more}
+--- @param options table? {type = 'application/octet-stream', name = the name under which a client saves it (that of
+---   the file), download = true: save it instead of showing it, headers = further headers}
 function Response:file(path, options) require 'cr.serve.file'.send(self, path, options) end
 
 --- Answers with a problem.
@@ -148,7 +148,7 @@ function Response:problem(what)
   self:send(what.status, headers, what:text())
 end
 
---- Calls fn, which must not wait, when the client goes; at once if it has gone.
+--- Calls fn, which must not wait, when the client disconnects, or at once if it has.
 --- @param fn function
 function Response:on_close(fn)
   if self.closed then fn() else self.connection:on_close(fn) end

@@ -1,18 +1,19 @@
---- A table of operations as a handler of HTTP requests.
+--- Handles HTTP requests by a table of operations.
 --
 -- An operation is a row
 --
 --     { id = 'getJob', method = 'GET', path = '/v1/jobs/{id}', summary = 'A job.', params = { id = schema },
---       query = { limit = schema }, header = { ['Idempotency-Key'] = schema },      -- others in a query are refused,
---       any_query = false,                                                          -- or, where this is true, passed over
---       body = { ['application/json'] = schema },        -- checked by this schema, and read, where it is JSON
+--       query = { limit = schema }, header = { ['Idempotency-Key'] = schema },      -- other query parameters are refused,
+--       any_query = false,                                                          -- or ignored if this is true
+--       body = { ['application/json'] = schema },        -- JSON is parsed and checked by this schema
 --       answers = { [200] = { schema = schema } }, problems = { 404 }, public = false,
 --       run = function(call) return 200, { ... }, { ['header'] = 'value' } end }
 --
--- `call` is {request, response, params, query, header, body, operation} and what the router was given as `context`. run
--- returns a status and what is sent as JSON (a text is sent as it is, with a content-type among the headers); nothing if it
--- has answered by itself. What it raises is answered as a problem (lua/cr/serve/problem.lua). The same rows make the OpenAPI
--- document (lua/cr/serve/openapi.lua), so that what is described is what is checked. Invariant: every request is answered.
+-- `call` is {request, response, params, query, header, body, operation} plus the fields of the router's `context`.
+-- `run` returns a status and a value that is sent as JSON (a string is sent as it is, with a content-type among the
+-- headers), or nothing if it has answered itself. An error that it raises is answered as a problem
+-- (lua/cr/serve/problem.lua). The OpenAPI document is made from the same rows (lua/cr/serve/openapi.lua), so that it
+-- describes what is checked. Invariant: every request is answered.
 
 local cjson = require 'cjson'
 local errors = require 'cr.errors'
@@ -23,7 +24,7 @@ local text_of = require 'cr.serve.text'
 
 local M = {}
 
-local MOST_JSON = 1e6 -- bytes of a body
+local MOST_JSON = 1e6 -- largest JSON body in bytes
 local MOST_DEPTH = 20
 
 local decoder = cjson.new()
@@ -53,7 +54,7 @@ local function match(pattern, path)
   return params
 end
 
--- The operation that is asked for and its parameters; without one the methods that there are.
+-- Finds the requested operation and its parameters. If there is none, returns the methods that the path allows.
 local function find(self, request)
   local path, allowed = segments(request.path), {}
   if request.path:find '//' or #request.path > 1 and request.path:find '/$' then return nil, nil, allowed end
@@ -74,9 +75,9 @@ local function read_params(operation, given)
   for name, text in pairs(given) do
     local schema = operation.params[name]
     local value = shape.read(schema, text)
-    -- What cannot be the name of anything is not there.
+    -- A value that cannot be a name of anything is answered with 404.
     if value == nil or shape.check(schema, value) or schema.pattern and not text:find(schema.match) then
-      problems.fail(404, ('there is nothing by the name %s'):format(text_of.shown(text)))
+      problems.fail(404, ('there is nothing with the name %s'):format(text_of.shown(text)))
     end
     values[name] = value
   end
@@ -91,7 +92,7 @@ local function read_values(schemas, given, strict)
       if strict then problems.fail(400, ("there is no parameter '%s'"):format(text_of.shown(name)), text_of.shown(name)) end
     else
       local value = shape.read(schema, text)
-      local problem = value == nil and ("'%s' is not of its kind"):format(text_of.shown(text)) or shape.check(schema, value)
+      local problem = value == nil and ("'%s' is not of the right type"):format(text_of.shown(text)) or shape.check(schema, value)
       if problem then problems.fail(400, ('%s: %s'):format(name, problem), name) end
       values[name] = value
     end
@@ -111,7 +112,7 @@ local function read_body(operation, request)
     local kinds = {}
     for name in pairs(operation.body) do kinds[#kinds + 1] = name end
     table.sort(kinds)
-    problems.fail(415, ("a body of the kind '%s' is not taken: send %s"):format(text_of.shown(kind), table.concat(kinds, ' or ')))
+    problems.fail(415, ("a body of the type '%s' is not accepted: send %s"):format(text_of.shown(kind), table.concat(kinds, ' or ')))
   end
   if kind ~= 'application/json' then return nil end
   local text = request:text(MOST_JSON)
@@ -160,28 +161,29 @@ local function serve(self, request, response, operation, given)
   return status
 end
 
--- Why a request is not served; headers of the answer. nil: it may be.
+-- Returns the problem for which a request is refused, and headers of the answer, or nil.
 local function refused(self, request, operation, allowed)
   local refusal = self.guard and self.guard(request, operation ~= nil and operation.public or false)
   if refusal then
     if refusal.status == 401 then refusal.headers = { ['WWW-Authenticate'] = 'Bearer' } end
   elseif not operation and #allowed > 0 then
-    refusal = problems.new(405, ('%s is not known here, but %s'):format(text_of.shown(request.method), table.concat(allowed, ', ')))
+    refusal = problems.new(405, ('%s is not allowed for this path; allowed: %s'):format(text_of.shown(request.method),
+      table.concat(allowed, ', ')))
     refusal.headers = { Allow = table.concat(allowed, ', ') }
   elseif not operation then
-    refusal = problems.new(404, 'there is nothing by this name: /openapi.json says what there is')
+    refusal = problems.new(404, 'there is nothing at this path: /openapi.json lists all operations')
   end
   return refusal
 end
 
--- A command's sentence is an answer, too.
+-- A failure of the command line (cr.errors) is answered as a problem, too.
 local function as_problem(err)
   if errors.is_failure(err) then return problems.new(422, err.message) end
   if type(err) ~= 'string' then return err end
   return { trace = debug.traceback(err, 2) }
 end
 
---- Answers a request, or raises what the server (lua/cr/serve/http.lua) answers.
+--- Answers a request, or raises an error that the server (lua/cr/serve/http.lua) answers.
 --- @param request table
 --- @param response table
 function Router:handle(request, response)
@@ -197,8 +199,8 @@ function Router:handle(request, response)
   if err then error(err, 0) end
 end
 
---- @param o table {operations, context = what every call can ask for, guard = function(request, public) -> Problem?,
----   on_answer = function(operation's id, status)?}: 499 says that the client has gone
+--- @param o table {operations, context = further fields of every call, guard = function(request, public) -> Problem?,
+---   on_answer = function(operation's id, status)?}: 499 means that the client has disconnected
 --- @return Router
 function M.new(o)
   local self = setmetatable({

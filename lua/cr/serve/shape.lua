@@ -1,10 +1,10 @@
---- Values held to a JSON Schema: the part of it in which a server's requests are described, so that what its OpenAPI
---- document says is what is checked.
+--- Checks values against the part of JSON Schema that describes a server's requests, so that the OpenAPI document
+--- states what is checked.
 --
--- Known are type, properties, required, additionalProperties (true or false), items, minItems, maxItems, enum, minimum,
--- maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength; `pattern` is for the document alone, `holds` (a
--- function, value -> what is wrong with it) for the check alone. lua-cjson reads [] and {} alike, so they are taken for
--- one another.
+-- The supported keywords are type, properties, required, additionalProperties (true or false), items, minItems,
+-- maxItems, enum, minimum, maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength; `pattern` is only for
+-- the document, `holds` (a function that returns the problem of a value) only for the check. lua-cjson reads [] and
+-- {} as the same table, so each is accepted for the other.
 
 local errors = require 'cr.errors'
 local null = require 'cjson'.null
@@ -64,8 +64,10 @@ local function check_object(schema, value, path)
 end
 
 local function check_list(schema, value, path)
-  if #value < (schema.minItems or 0) then return ('%d or more are needed'):format(schema.minItems), path end
-  if #value > (schema.maxItems or math.huge) then return ('%d are more than %d'):format(#value, schema.maxItems), path end
+  if #value < (schema.minItems or 0) then return ('at least %d are needed'):format(schema.minItems), path end
+  if #value > (schema.maxItems or math.huge) then
+    return ('there are %d, but at most %d are allowed'):format(#value, schema.maxItems), path
+  end
   for i, item in ipairs(value) do
     local problem, where = check(schema.items or {}, item, ('%s/%d'):format(path or '', i - 1))
     if problem then return problem, where end
@@ -83,7 +85,9 @@ end
 
 local function check_text(schema, value)
   local n = length_of(value)
-  if n < (schema.minLength or 0) then return n == 0 and 'it is empty' or ('it has less than %d characters'):format(schema.minLength) end
+  if n < (schema.minLength or 0) then
+    return n == 0 and 'it is empty' or ('it has fewer than %d characters'):format(schema.minLength)
+  end
   if n > (schema.maxLength or math.huge) then return ('it has more than %d characters'):format(schema.maxLength) end
 end
 
@@ -93,7 +97,7 @@ function check(schema, value, path)
   if schema.enum then
     local found
     for _, choice in ipairs(schema.enum) do found = found or choice == value end
-    if not found then return ('%s is none of %s'):format(shown(value), table.concat(schema.enum, ', ')), path end
+    if not found then return ('%s is not one of %s'):format(shown(value), table.concat(schema.enum, ', ')), path end
   end
   local problem, where
   if schema.type == 'object' then
@@ -109,14 +113,14 @@ function check(schema, value, path)
   if problem then return problem, where or path end
 end
 
---- What is wrong with a value; nil: nothing.
+--- Checks a value. Returns the problem and its place, or nil.
 --- @param schema table
---- @param value any as lua-cjson reads it
+--- @param value any as lua-cjson returns it
 --- @return string? problem the end of a sentence: '7 is more than 5'
---- @return string? where the place in the value, 'settings/steps', 'voices/0/face'; nil: the value itself
+--- @return string? where the path in the value, such as 'settings/steps' or 'voices/0/face'; nil for the value itself
 function M.check(schema, value) return check(schema, value) end
 
---- A text, as in a query, as a value of the schema's type; nil: it is none.
+--- Converts a string, as from a query, to a value of the schema's type, or returns nil.
 --- @param schema table
 --- @param text string
 --- @return any
@@ -126,7 +130,7 @@ function M.read(schema, text)
   return text
 end
 
---- A schema without what is for the check alone, for a document.
+--- Returns a schema for a document, without the fields that are only for the check.
 --- @param schema table
 --- @return table
 function M.document(schema)

@@ -1,8 +1,8 @@
---- The kind of a file by its first bytes, whatever its name says.
+--- Detects the type of a file by its first bytes, whatever its name is.
 
 local M = {}
 
---- How many bytes at the beginning of a file are looked at.
+--- How many bytes at the beginning of a file are examined.
 M.BYTES = 512
 
 local function starts(text) return function(head) return head:sub(1, #text) == text end end
@@ -14,7 +14,7 @@ local function brand(head)
 end
 local STILL = { avif = true, avis = true, heic = true, heix = true, mif1 = true }
 
--- {type, its file's usual ending, whether bytes are of it}, the more certain first.
+-- Each is {type, usual ending of the file, function that returns whether bytes are of it}, the more certain first.
 local KINDS = {
   { 'video/quicktime', 'mov', function(h) return brand(h) == 'qt  ' end },
   { 'audio/mp4', 'm4a', function(h) return brand(h) == 'M4A ' end },
@@ -45,16 +45,16 @@ local KINDS = {
   { 'image/tiff', 'tif', starts 'MM\0*' },
 }
 
---- @param head string the file's first BYTES bytes, or all of a shorter one
---- @return string? type as in 'video/mp4'; nil: neither video, sound nor picture
---- @return string? ending as in 'mp4'
+--- @param head string the first BYTES bytes of the file, or the whole file if it is shorter
+--- @return string? type such as 'video/mp4'; nil if it is neither video, sound nor picture
+--- @return string? ending such as 'mp4'
 function M.kind(head)
   for _, kind in ipairs(KINDS) do
     if kind[3](head) then return kind[1], kind[2] end
   end
 end
 
---- The same type where there is no picture in the file.
+--- Converts a type of video to that of a file with sound only.
 --- @param kind string
 --- @return string
 function M.of_sound(kind) return (kind:gsub('^video/quicktime$', 'audio/mp4'):gsub('^video/', 'audio/')) end

@@ -1,12 +1,12 @@
---- A SQLite database that survives: what a transaction has written is on the disk when it returns.
+--- A durable SQLite database: when a transaction returns, its changes are on the disk.
 --
 --     local db = sqlite.open('DIR/state.sqlite', { [[CREATE TABLE jobs (id TEXT PRIMARY KEY, record TEXT NOT NULL)]] })
 --     db:transaction(function() db:run('INSERT INTO jobs VALUES (?, ?)', id, text) end)
 --     for _, row in ipairs(db:rows('SELECT record FROM jobs WHERE id = ?', id)) do print(row.record) end
 --
--- Over LuaDBI (lua-dbi-sqlite3), with prepared statements alone: no value ever stands in SQL's text. The write-ahead log is
--- synced at each transaction (synchronous=FULL). One process has the database for itself; a second one is told so. Values
--- are numbers, texts without NULs, and nil.
+-- It uses LuaDBI (lua-dbi-sqlite3) with prepared statements only, so no value is ever part of SQL text. The
+-- write-ahead log is synced at each transaction (synchronous=FULL). One process holds the database exclusively; a
+-- second one gets an error. Values are numbers, strings without NULs, and nil.
 
 local errors = require 'cr.errors'
 
@@ -33,7 +33,7 @@ local function execute(self, sql, ...)
   local s = statement(self, sql)
   local ok, result, problem = pcall(s.execute, s, ...)
   if not ok or not result then
-    -- It would tell of this error again, in place of its next run.
+    -- The statement would report this error again at its next run.
     self.statements[sql] = nil
     s:close()
     error(('%s: %s'):format(self.path, tostring(ok and problem or result)), 0)
@@ -41,12 +41,12 @@ local function execute(self, sql, ...)
   return s
 end
 
---- Runs a statement that gives no rows.
+--- Runs a statement that returns no rows.
 --- @param sql string with a ? for each value
---- @return integer how many rows it changed
+--- @return integer number of changed rows
 function Database:run(sql, ...) return execute(self, sql, ...):affected() end
 
---- The rows of a query, by the columns' names.
+--- Returns the rows of a query, with values by the columns' names.
 --- @param sql string
 --- @return table[]
 function Database:rows(sql, ...)
@@ -59,7 +59,7 @@ function Database:rows(sql, ...)
   return list
 end
 
---- Runs fn as one transaction, all of it or nothing, and returns its results. fn must not wait.
+--- Runs fn as one atomic transaction and returns its results. fn must not wait.
 --- @param fn function
 function Database:transaction(fn)
   local function results(ok, ...)
@@ -90,9 +90,9 @@ local function load_dbi()
   return dbi
 end
 
---- Opens a database, and makes it if it is not there.
+--- Opens a database, and creates it if it does not exist.
 --- @param path string
---- @param versions string[] statements that lead from each version of the tables to the next; only ever added to
+--- @param versions string[] statements that migrate each version of the tables to the next; never change or remove one
 --- @return Database
 function M.open(path, versions)
   local dbi = load_dbi()
@@ -107,7 +107,7 @@ function M.open(path, versions)
       for _ in s:rows() do end -- luacheck: ignore
     end
     local at = self:rows('PRAGMA user_version')[1].user_version
-    if at > #versions then errors.failf('%s was written by a newer Crescent: take that one', path) end
+    if at > #versions then errors.failf('%s was written by a newer version of Crescent: use that version', path) end
     connection:autocommit(false)
     for i = at + 1, #versions do
       self:transaction(function()
@@ -115,12 +115,12 @@ function M.open(path, versions)
         self:run(('PRAGMA user_version = %d'):format(i))
       end)
     end
-    -- The lock is taken by the first write.
+    -- The first write takes the lock.
     self:transaction(function() self:run(('PRAGMA user_version = %d'):format(#versions)) end)
   end)
   if not ok then
     pcall(self.close, self)
-    if tostring(why):find 'locked' then errors.failf('%s is in use by another server: take another --data', path) end
+    if tostring(why):find 'locked' then errors.failf('%s is in use by another server: choose another --data', path) end
     error(why, 0)
   end
   return self

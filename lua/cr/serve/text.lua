@@ -1,8 +1,8 @@
---- Text from elsewhere: whether it is UTF-8, and how it is told.
+--- Text from clients: whether it is UTF-8, and how messages show it.
 
 local M = {}
 
---- Whether a text is UTF-8 without zeros: what else could not be shown, stored or sent back as JSON.
+--- Returns whether a text is UTF-8 without NULs. Other text could not be shown, stored or sent back as JSON.
 --- @param text string
 --- @return boolean
 function M.is_text(text)
@@ -21,12 +21,12 @@ function M.is_text(text)
   return true
 end
 
---- A text that is UTF-8: of one that is not, what is not ASCII becomes a question mark.
+--- Returns a text if it is UTF-8, otherwise a copy with question marks for all bytes that are not ASCII.
 --- @param text string
 --- @return string
 function M.utf8(text) return M.is_text(text) and text or (text:gsub('[%z\128-\255]', '?')) end
 
---- The beginning of a text: so many bytes at most, and no half character.
+--- Cuts a text to a number of bytes without splitting a character.
 --- @param text string
 --- @param bytes integer
 --- @return string
@@ -36,7 +36,7 @@ function M.cut(text, bytes)
   return text:sub(1, bytes)
 end
 
---- What somebody sent, as a part of a sentence: short, in UTF-8, on one line.
+--- Formats a value from a client for a message: short, in UTF-8, on one line.
 --- @param value any
 --- @return string
 function M.shown(value) return M.cut((M.utf8(tostring(value)):gsub('[%c\127]', '?')), 60) end

@@ -1,7 +1,8 @@
---- A WebSocket: messages in both directions over the connection of a request that asked for one (RFC 6455).
+--- A WebSocket (RFC 6455): messages in both directions over the connection of an upgrade request.
 --
--- A task reads what comes, so that pings are answered and a client that goes is noticed while nobody reads; a few messages
--- wait for whoever does, then the client does. A client that says nothing is asked for a sign of life, and closed without one.
+-- A task reads from the connection, so that pings are answered and a disconnect is noticed even while nobody calls
+-- read(). It buffers a few messages; after that the client has to wait. A silent client is pinged, and closed if it
+-- does not answer.
 
 local arguments = require 'cr.arguments'
 local channel = require 'cr.loop.channel'
@@ -15,14 +16,14 @@ local lib = library.lib
 
 local M = {}
 
-local MESSAGES = 4  -- that wait to be read
-local GOODBYE = 2   -- seconds in which the other side may answer a close
+local MESSAGES = 4  -- messages buffered for read()
+local GOODBYE = 2   -- seconds in which the client may answer a close
 local KINDS = { text = 'CR_WS_TEXT', binary = 'CR_WS_BINARY' }
 
 --- @class WebSocket
---- @field closed boolean nothing can be sent any more
---- @field code integer? with which the other side closed it, nil if it said none
---- @field reason string? likewise
+--- @field closed boolean whether nothing can be sent any longer
+--- @field code integer? the status with which the client closed it, nil if it gave none
+--- @field reason string? the reason that the client gave
 --- @field request Request
 --- @field connection Connection
 --- @field messages Channel
@@ -33,7 +34,7 @@ WebSocket.__index = WebSocket
 
 local function output(self) return library.output(lib.cr_ws_output, self.handle) end
 
--- Puts a message into the output and takes that.
+-- Returns the bytes of a framed message.
 local function framed(self, kind, data)
   if self.closed then error(problem.GONE, 0) end
   library.check(lib.cr_ws_send(self.handle, kind, data, #data))
@@ -44,7 +45,8 @@ local function post(self, kind, data) self.connection:post(framed(self, kind, da
 
 local message = ffi.new 'cr_ws_message'
 
--- The next message: its kind in C, its bytes, a close's status; nil where the connection ends or shows no sign of life.
+-- Returns the next message: its kind in C, its bytes, the status of a close. Returns nil if the connection ends or
+-- does not answer a ping.
 local function next_message(self)
   local connection, asked = self.connection, false
   while true do
@@ -65,7 +67,7 @@ local function next_message(self)
   end
 end
 
--- What the task does that reads.
+-- The body of the reading task.
 local function pump(self)
   while true do
     local kind, data, status = next_message(self)
@@ -78,7 +80,7 @@ local function pump(self)
   end
 end
 
--- The handle is freed when neither the task nor the WebSocket's user needs it any more.
+-- Frees the handle when neither the reading task nor the user of the WebSocket needs it any longer.
 local function release(self)
   self.users = self.users - 1
   if self.users == 0 then library.free('cr_ws', self.handle) end
@@ -91,7 +93,7 @@ local function run(self)
   release(self)
 end
 
---- The next message, nil once the WebSocket is closed.
+--- Returns the next message, or nil once the WebSocket is closed.
 --- @return string? data
 --- @return 'text'|'binary'|nil kind
 function WebSocket:read()
@@ -99,20 +101,20 @@ function WebSocket:read()
   if one then return one.data, one.kind end
 end
 
---- Sends a message, and waits until the system took it. Raises where the WebSocket is closed.
+--- Sends a message and waits until the system has accepted it. Raises an error if the WebSocket is closed.
 --- @param data string
---- @param kind 'text'|'binary'|nil 'binary'; a text must be UTF-8
+--- @param kind 'text'|'binary'|nil 'binary'; text must be UTF-8
 function WebSocket:write(data, kind) self.connection:write(framed(self, lib[KINDS[kind or 'binary']], data)) end
 
---- Sends a message without waiting, unless too many bytes wait for the client already.
---- @return boolean it is sent; false also where the WebSocket is closed
+--- Sends a message without waiting, unless too many bytes are already queued for the client.
+--- @return boolean whether it was sent; false also if the WebSocket is closed
 function WebSocket:try_write(data, kind)
   if self.closed or self.connection:waiting() > self.pending then return false end
   post(self, lib[KINDS[kind or 'binary']], data)
   return true
 end
 
---- Closes it: the other side is told, and gets a moment to answer.
+--- Closes the WebSocket. The client is notified and gets a moment to answer.
 --- @param code integer? 1000
 --- @param reason string? up to 123 bytes
 function WebSocket:close(code, reason)
@@ -126,7 +128,7 @@ function WebSocket:close(code, reason)
     while self.messages:get() and clock() < deadline do end
   end
   self.closed = true
-  self.messages:close() -- (the task may wait to put one more)
+  self.messages:close() -- the reading task may be waiting to put another message
   self.connection:finish()
   release(self)
 end
@@ -144,21 +146,21 @@ local function has_word(text, word)
   return false
 end
 
---- Answers a request for a WebSocket. Raises a Problem where it is none.
+--- Answers a request for a WebSocket. Raises a Problem if the request does not ask for one.
 --- @param response Response
---- @param options table? {max = bytes of a message that comes, 2^20, pending = bytes that may wait for try_write, 2^20}
+--- @param options table? {max = largest received message in bytes (2^20), pending = bytes that try_write may queue (2^20)}
 --- @return WebSocket
 function M.accept(response, options)
   options = options or {}
   local request, connection = response.request, response.connection
   local asked = request.headers
   if not has_word(asked.upgrade, 'websocket') or not has_word(asked.connection, 'upgrade') then
-    refuse(426, 'the request asks for none')
+    refuse(426, 'the request does not ask for a WebSocket')
   end
-  if asked['sec-websocket-version'] ~= '13' then refuse(426, 'version 13 is spoken here') end
+  if asked['sec-websocket-version'] ~= '13' then refuse(426, 'this server supports WebSocket version 13') end
   local key = asked['sec-websocket-key'] or ''
   if request.method ~= 'GET' or request.length ~= 0 or #key ~= 24 or key:find '[^%w+/=]' then
-    refuse(400, 'the request is not that of RFC 6455')
+    refuse(400, 'the request is not a handshake of RFC 6455')
   end
   request:text(0)
   local accept = ffi.new 'char[29]'
@@ -178,7 +180,7 @@ end
 
 local maybe, kind = arguments.maybe, arguments.maybe(arguments.choice('kind', { 'text', 'binary' }))
 arguments.methods(WebSocket, 'websocket', {
-  -- (a for loop gives read the message before)
+  -- A for loop passes the previous message to `read`.
   read = { arguments.any }, write = { arguments.string, kind }, try_write = { arguments.string, kind },
   close = { maybe(arguments.natural), maybe(arguments.string) },
 })

@@ -1,30 +1,30 @@
---- What other libraries have and this one has not: names, and what to use instead.
+--- Names that other libraries have and this one does not, and what to use instead.
 
 local base = require 'cr.ffi'
 local errors = require 'cr.errors'
 
 local M = {}
 
-local GRADIENTS = 'nothing here keeps gradients: networks are trained with PyTorch and run here'
-local DECOMPOSITIONS = 'decompositions are not handled: x:tolist() and a few lines of Lua do for small matrices'
-local BITS = 'bit operations are not handled: x:remainder(2) is the last bit of whole numbers, bool tensors have logical_and'
-local COMPLEX = 'complex numbers are not handled: cr.rfft(x, { 1, 2 }) gives real and imaginary parts as a pair of tensors'
-local TWICE = 'this would be a second name: use '
-local LAYER = 'this is no layer of the networks here: use '
+local GRADIENTS = 'there are no gradients: networks are trained with PyTorch and run here'
+local DECOMPOSITIONS = 'decompositions are not supported: for small matrices use x:tolist() and a few lines of Lua'
+local BITS = 'bit operations are not supported: x:remainder(2) is the lowest bit of whole numbers, bool tensors have logical_and'
+local COMPLEX = 'complex numbers are not supported: cr.rfft(x, { 1, 2 }) returns real and imaginary parts as a pair of tensors'
+local TWICE = 'it has another name here: use '
+local LAYER = 'there is no such layer: use '
 
 local NEW = 'use cr.zeros, cr.ones, cr.full or cr.tensor with { dtype = x.dtype, device = x.device }'
-local SHAPES = 'shapes do not change in place: x = x:reshape(...), x:t(), x:squeeze(d) and so on'
-local SPECIAL = 'of the special functions there is erf alone'
+local SHAPES = 'shapes do not change in place: write x = x:reshape(...), x = x:t(), and so on'
+local SPECIAL = 'erf is the only special function'
 local LETTERS = 'use cr.einsum'
-local ITSELF = 'this would do nothing here: use x itself'
-local ARRAYS = 'the numbers of a tensor on the CPU are at x:pointer()'
+local ITSELF = 'it would have no effect here: use x itself'
+local ARRAYS = 'x:pointer() gives the numbers of a tensor on the CPU'
 local STATE = 'use cr.generator(seed)'
-local MEMORY = "cr.memory('cuda') tells what tensors hold, cr.trim() gives back what they do not"
+local MEMORY = "cr.memory('cuda') reports the memory of tensors, cr.trim() frees cached memory"
 local NETWORK = 'a network is a function over a table of weights'
-local TRAINING = 'nothing here is trained: networks are trained with PyTorch and run here'
-local DTYPES = "dtypes are names: { dtype = 'f32' }, x:to 'i64'"
+local TRAINING = 'there is no training here: networks are trained with PyTorch and run here'
+local DTYPES = "dtypes are strings: { dtype = 'f32' }, x:to 'i64'"
 
--- Several names with one answer.
+-- Registers several names with the same answer.
 local function same(answer, names, into)
   for name in names:gmatch '%S+' do into[name] = answer end
 end
@@ -32,7 +32,7 @@ end
 --- Methods of tensors.
 M.methods = {
   cross = 'use x:select(d, i) of both: component 1 is a2 * b3 - a3 * b2',
-  erfc = 'use 1 - x:erf()', erfinv = 'there is no inverse of erf: random normal numbers come from cr.randn',
+  erfc = 'use 1 - x:erf()', erfinv = 'there is no inverse of erf: cr.randn draws normal random numbers',
   bernoulli = 'use cr.rand_like(p):lt(p)', bernoulli_ = 'use x:copy_(cr.rand_like(x):lt(p))',
   multinomial = 'use (p:cumsum(2):lt(u)):sum(2) + 1 with u = cr.rand(n, 1) * p:sum(2, true)',
   random_ = 'use x:copy_(cr.randint(first, limit, x.shape))', exponential_ = 'use -cr.rand_like(x):log()',
@@ -44,15 +44,15 @@ M.methods = {
   index_fill_ = 'use x[{ {}, columns }] = number', argwhere = TWICE .. 'x:nonzero()', count_nonzero = 'use x:ne(0):sum()',
   type_as = TWICE .. 'x:to(y.dtype)', type = TWICE .. 'x.dtype, and x:to(dtype) converts',
   view_as = TWICE .. 'x:view(y.shape)', reshape_as = TWICE .. 'x:reshape(y.shape)',
-  stride = 'strides are not handed out: x:is_contiguous() tells whether there are gaps, x:contiguous() closes them',
-  names = 'dimensions have numbers, no names', is_cuda = TWICE .. 'x.device', storage = 'use x:pointer() of a tensor on the CPU',
+  stride = 'strides are not accessible: x:is_contiguous() tells whether a tensor is contiguous, x:contiguous() makes it so',
+  names = 'dimensions have numbers, not names', is_cuda = TWICE .. 'x.device', storage = 'use x:pointer() of a tensor on the CPU',
   numpy = "use cr.save('x.npy', x), which numpy.load reads", data = ITSELF,
   cummax = 'use x:cumsum, or maximum over x:split', cummin = 'use x:cumsum, or minimum over x:split',
   amax = TWICE .. 'x:max(d)', amin = TWICE .. 'x:min(d)', aminmax = 'use x:min(d) and x:max(d)',
   std_mean = 'use x:std(d) and x:mean(d)', var_mean = 'use x:var(d) and x:mean(d)', mode = 'use x:unique() and x:bincount()',
   nansum = 'use x:nan_to_num():sum(d)', nanmean = "use x:nan_to_num():sum(d) / x:eq(x):to 'f32':sum(d)",
   nanmedian = 'use x[x:isnan():logical_not()]:median()', logcumsumexp = 'use x:exp():cumsum(d):log()',
-  histogram = TWICE .. 'x:histc(bins, low, high)', unique_consecutive = 'use x:unique(), or x:diff() where equal ones follow',
+  histogram = TWICE .. 'x:histc(bins, low, high)', unique_consecutive = 'use x:unique(), or x:diff() to compare neighbours',
   cov = 'use y:t():matmul(y) / (n - 1) with y = x - x:mean(1, true)',
   corrcoef = 'use y:t():matmul(y) / n with y = (x - x:mean(1, true)) / x:std(1, true)',
   clip = TWICE .. 'x:clamp(low, high)', clip_ = TWICE .. 'x:clamp_(low, high)', fix = TWICE .. 'x:trunc()', absolute = TWICE .. 'x:abs()',
@@ -61,7 +61,7 @@ M.methods = {
   divide = TWICE .. 'a / b', heaviside = "use x:gt(0):to 'f32'", arctan2 = TWICE .. 'y:atan2(x)', arccos = TWICE .. 'x:acos()',
   arcsin = TWICE .. 'x:asin()', arctan = TWICE .. 'x:atan()', rad2deg = 'use x * (180 / math.pi)', deg2rad = 'use x * (math.pi / 180)',
   addmm = 'use c + a:matmul(b)', addmv = 'use c + a:mv(b)', addbmm = 'use c + a:bmm(b):sum(1)', baddbmm = 'use c + a:bmm(b)',
-  chain_matmul = 'use a:matmul(b):matmul(c)', matrix_power = 'use x:matmul(x), as often as it takes',
+  chain_matmul = 'use a:matmul(b):matmul(c)', matrix_power = 'use x:matmul(x) repeatedly',
   searchsorted = 'use x:unsqueeze(-1):gt(edges):sum(-1) + 1', bucketize = 'use x:unsqueeze(-1):gt(edges):sum(-1) + 1',
   einops = 'use cr.einsum, or x:view and x:permute', rearrange = 'use cr.einsum, or x:view and x:permute',
   mT = 'use x:transpose(-2, -1)', H = 'use x:transpose(-2, -1)', isclose = 'use (a - b):abs():le(b:abs() * 1e-5 + 1e-8)',
@@ -85,12 +85,12 @@ same(GRADIENTS, 'backward requires_grad requires_grad_ grad detach detach_ retai
 same(DECOMPOSITIONS, 'svd qr lu eig eigh cholesky det logdet inverse pinverse solve lstsq symeig', M.methods)
 same(BITS, 'bitwise_and bitwise_or bitwise_xor bitwise_not', M.methods)
 same(COMPLEX, 'fft ifft stft istft real imag conj angle complex cfloat view_as_complex view_as_real', M.methods)
-same('sparse tensors are not handled', 'sparse to_sparse to_dense', M.methods)
+same('sparse tensors are not supported', 'sparse to_sparse to_dense', M.methods)
 same(SPECIAL, 'digamma lgamma polygamma i0 sinc erfcx', M.methods)
 same(NEW, 'new new_zeros new_ones new_full new_empty new_tensor', M.methods)
 same(SHAPES, 'permute_ transpose_ t_ squeeze_ unsqueeze_ resize_ reshape_ view_', M.methods)
 same(LETTERS, 'kron tensordot', M.methods)
-same('a function of Lua for each element would be slow: write it with tensors, or change x:tolist()', 'apply map apply_ map_', M.methods)
+same('calling a Lua function for each element would be slow: use tensor operations, or x:tolist()', 'apply map apply_ map_', M.methods)
 same(TWICE .. 'x:transpose(1, 2)', 'swapaxes swapdims', M.methods)
 same(TWICE .. 'x:movedim(from, to)', 'moveaxis', M.methods)
 same(TWICE .. 'x:flatten() or x:reshape(-1)', 'ravel', M.methods)
@@ -110,7 +110,7 @@ for name, dtype in pairs { int = 'i32', double = 'f64', byte = 'u8', short = 'i1
   M.methods[name] = ("%sx:to '%s'"):format(TWICE, dtype)
 end
 
---- Functions of cr. What is a method of tensors needs no line.
+--- Functions of cr. Names of tensor methods need no entry here.
 M.functions = {
   linalg = 'x:norm(p, d) has norms, x:matmul products; ' .. DECOMPOSITIONS, one_hot = 'use cr.eye(n):gather_rows(labels)',
   bernoulli = M.methods.bernoulli, multinomial = M.methods.multinomial,
@@ -145,12 +145,12 @@ same(DTYPES, 'float32 float16 bfloat16 float64 int64 int32 uint8 bool float half
 --- Layers of cr.nn.
 M.layers = {
   conv3d = LAYER .. 'nn.conv2d of the frames', conv_transpose3d = LAYER .. 'nn.conv_transpose2d of the frames',
-  batch_norm = LAYER .. "x * scale + shift with the file's means and variances folded in, as cr.onnx does",
+  batch_norm = LAYER .. "x * scale + shift, computed from the file's means and variances, as cr.onnx does",
   instance_norm = LAYER .. 'nn.group_norm with as many groups as channels',
-  dropout = 'nothing here is trained: at inference dropout is x itself',
+  dropout = 'there is no training here: at inference dropout returns x itself',
   adaptive_avg_pool2d = LAYER .. 'x:mean({ 2, 3 }, true) for one pixel, nn.avg_pool2d for more',
-  cross_entropy = 'nothing here is trained: -x:log_softmax():gather(2, labels):mean() is its value',
-  lstm = 'recurrent layers are not handled: models/networks/vad.lua has one as a loop', gru = 'recurrent layers are not handled',
+  cross_entropy = 'there is no training here: its value is -x:log_softmax():gather(2, labels):mean()',
+  lstm = 'recurrent layers are not supported: models/networks/vad.lua computes one in a loop', gru = 'recurrent layers are not supported',
   functional = 'layers are functions of nn: nn.silu(x)', Parameter = 'a weight is a tensor in a table',
   multi_head_attention_forward = LAYER .. 'nn.attention(q, k, v, { heads = 8 })',
   scaled_dot_product_attention = LAYER .. 'nn.attention(q, k, v)', unfold = LAYER .. 'x:unfold(d, size, step)',

@@ -1,4 +1,4 @@
---- What computes with tensors: elementwise operations, reductions, matrix products. Methods.
+--- Tensor methods from the core's table of operations: elementwise operations and reductions, and clamp and softmax.
 
 local common = require 'cr.tensor.common'
 local operands = require 'cr.tensor.operands'
@@ -12,8 +12,8 @@ local alive, maybe = common.alive, common.maybe
 local methods = {}
 local signatures = {}
 
--- Elementwise operations with broadcasting; the other side may be a number. Called as methods they
--- take a tensor to fill as a third argument: x:add(y, out).
+-- Binary elementwise operations with broadcasting. One operand may be a number. As methods they take a tensor to fill
+-- as an additional argument: x:add(y, out).
 local function binary(name, op)
   signatures[name] = { kinds.operand, kinds.operand, maybe(kinds.result) }
   return function(a, b, out)
@@ -31,7 +31,7 @@ local function binary(name, op)
   end
 end
 
--- The methods are those that base/operations.h names; what crescent.h says beside them is their help.
+-- The names of the methods come from core/base/operations.h, their help from the comments in crescent.h.
 for op = 0, C.CR_BINARY_OPS - 1 do methods[base.binary[op]] = binary(base.binary[op], op) end
 
 for op = 0, C.CR_UNARY_OPS - 1 do
@@ -43,7 +43,7 @@ for op = 0, C.CR_UNARY_OPS - 1 do
   end
 end
 
---- Every element limited to low..high.
+--- Clamps every element to low..high.
 --- @return Tensor
 function methods:clamp(low, high)
   local out = new()
@@ -60,12 +60,12 @@ end
 
 local reduction = { alive, maybe(kinds.dimensions), maybe(arguments.boolean) }
 
--- (of max and min torch has another form)
+-- torch's max and min also take two tensors, which have other names here.
 local extreme = { alive, maybe(arguments.kind(kinds.dimensions.what, kinds.dimensions.test, function(v)
-  return kinds.alive.test(v) and 'of two tensors x:maximum(y) and x:minimum(y) take each element' or nil
+  return kinds.alive.test(v) and 'for two tensors use x:maximum(y) or x:minimum(y)' or nil
 end)), maybe(arguments.boolean) }
 
--- Reductions over a dimension, a list of them, or (without) all; with keep they stay with size 1.
+-- Reductions over a dimension, a list of dimensions, or all of them by default. With `keep` the dimensions stay with size 1.
 for op = 0, C.CR_REDUCE_OPS - 1 do
   local name = base.reduce[op]
   signatures[name] = (name == 'max' or name == 'min') and extreme or reduction

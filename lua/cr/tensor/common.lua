@@ -1,4 +1,4 @@
---- What the files of tensor/ are made of: LuaJIT's FFI, C and its errors, tensors, scopes, and the kinds of arguments.
+--- What all files of tensor/ use: LuaJIT's FFI, C and its errors, tensors, scopes, and kinds of arguments.
 
 local ffi = require 'ffi'
 local arguments = require 'cr.arguments'

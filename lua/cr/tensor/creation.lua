@@ -1,5 +1,4 @@
---- Tensors from nothing, from numbers, from memory, from generators and from lists of tensors: the
---- functions that `cr` hands out.
+--- Functions of `cr` that make tensors: constants, from numbers, from memory, random ones, and from lists of tensors.
 
 local common = require 'cr.tensor.common'
 local operands = require 'cr.tensor.operands'
@@ -21,7 +20,7 @@ local drawing = arguments.options {
   generator = maybe(kinds.generator),
 }
 
---- A tensor with undefined contents.
+--- Makes a tensor with undefined contents.
 --- @param ... integer|table sizes, then options {dtype=, device=}
 --- @return Tensor
 function M.empty(...)
@@ -37,22 +36,22 @@ local function constant(name, value, ...)
   return filled(out, C.cr_fill(out.c, value))
 end
 
---- A tensor of zeros: cr.zeros(2, 3) or cr.zeros({2, 3}, {dtype = 'f16'}).
+--- Makes a tensor of zeros: cr.zeros(2, 3) or cr.zeros({2, 3}, {dtype = 'f16'}).
 --- @return Tensor
 function M.zeros(...) return constant('zeros', 0, ...) end
 
---- A tensor of ones.
+--- Makes a tensor of ones.
 --- @return Tensor
 function M.ones(...) return constant('ones', 1, ...) end
 
---- A tensor of one value: cr.full({2, 3}, 0.5).
+--- Makes a tensor with one value in all elements: cr.full({2, 3}, 0.5).
 --- @param shape integer[]
 --- @param value number
 --- @param options table? {dtype=, device=}
 --- @return Tensor
 function M.full(shape, value, options) return constant('full', value, shape, options or {}) end
 
---- Numbers in even steps, the end included: cr.arange(3) is 1 2 3, cr.arange(0, 1, 0.5) is 0 0.5 1.
+--- Makes evenly spaced numbers, including the end: cr.arange(3) is 1 2 3, cr.arange(0, 1, 0.5) is 0 0.5 1.
 --- @return Tensor
 function M.arange(first, last, step, options)
   if type(step) == 'table' then step, options = nil, step end
@@ -96,11 +95,11 @@ local function fill_flat(buffer, at, value, shape, depth)
   return at
 end
 
---- A tensor of the numbers in a nested table, or a scalar.
+--- Makes a tensor from a nested table of numbers, or a scalar from a number.
 ---
 ---     cr.tensor {{1, 2}, {3, 4}}
 --- @param value number|table
---- @param options table? {dtype = 'f32', device=, shape = integer[] (of a flat table)}
+--- @param options table? {dtype = 'f32', device=, shape = integer[] (for a flat table)}
 --- @return Tensor
 function M.tensor(value, options)
   options = options or {}
@@ -113,7 +112,7 @@ function M.tensor(value, options)
   for _, size in ipairs(shape) do n = n * size end
   local dtype = options.dtype or 'f32'
   local code = dtype_code('tensor', dtype)
-  -- i64 keeps whole numbers that a double cannot
+  -- i64 represents whole numbers that a double cannot.
   local staging = dtype == 'i64' and 'i64' or 'f64'
   local c_shape = shape_type(shape)
   local out = common.scope.scope(function()
@@ -130,7 +129,7 @@ function M.tensor(value, options)
   return out
 end
 
---- A CPU tensor over memory that Lua or C keeps; `keep` is held as long as the tensor lives.
+--- Makes a CPU tensor over existing memory. `keep` is referenced as long as the tensor lives.
 --- @return Tensor
 function M.from_pointer(pointer, shape, dtype, keep)
   local out = new()
@@ -141,7 +140,7 @@ function M.from_pointer(pointer, shape, dtype, keep)
   if keep ~= nil then M.anchors[out] = keep end
   return out
 end
--- Keeps Lua-owned memory alive beside tensors over it.
+-- Keeps Lua objects alive as long as the tensors over their memory.
 M.anchors = setmetatable({}, { __mode = 'k' })
 
 local function pointers(list)
@@ -172,7 +171,7 @@ function M.stack(list, dim)
   return M.cat(parts, dim)
 end
 
---- Sum of coefficients[i] * xs[i]: one fused operation, what every sampling step is made of.
+--- Computes the sum of coefficients[i] * xs[i] in one fused operation. Every sampling step is one such call.
 --- @param xs Tensor[] equal shapes
 --- @param coefficients number[]
 --- @param options table? {out = Tensor to fill, which may be one of xs}
@@ -184,44 +183,44 @@ function M.lincomb(xs, coefficients, options)
   return filled(out, C.cr_lincomb(out.c, n, list, ffi.new('double[?]', n, coefficients)))
 end
 
---- condition ? a : b, elementwise; numbers are allowed for a and b (two of them make f32).
+--- condition ? a : b, elementwise. a and b may be numbers (two numbers give f32).
 --- @return Tensor
 function M.where(condition, a, b)
   local like = is_tensor(a) and a or is_tensor(b) and b or { dtype = 'f32', device = condition.device }
   local function operand(v)
     return is_tensor(v) and v or M.full({}, v, { dtype = like.dtype, device = like.device })
   end
-  local out, yes, no = new(), operand(a), operand(b) -- C sees addresses only
+  local out, yes, no = new(), operand(a), operand(b) -- the locals keep tensors alive, since C holds only their addresses
   return filled(out, C.cr_where(out.c, condition.c, yes.c, no.c))
 end
 
 -- ---- like another tensor -------------------------------------------------------------------
 
--- Options that take what they leave out from a tensor.
+-- Completes options with the dtype and the device of a tensor.
 local function like(x, options)
   options = options or {}
   return { dtype = options.dtype or x.dtype, device = options.device or x.device, generator = options.generator }
 end
 
---- Zeros of another tensor's sizes, dtype and device.
+--- Makes zeros with the sizes, dtype and device of another tensor.
 --- @param x Tensor
 --- @param options table? {dtype=, device=}
 --- @return Tensor
 function M.zeros_like(x, options) return M.zeros(x.shape, like(x, options)) end
 
---- Ones of another tensor's sizes, dtype and device.
+--- Makes ones with the sizes, dtype and device of another tensor.
 --- @param x Tensor
 --- @param options table? {dtype=, device=}
 --- @return Tensor
 function M.ones_like(x, options) return M.ones(x.shape, like(x, options)) end
 
---- Undefined contents of another tensor's sizes, dtype and device.
+--- Makes a tensor with undefined contents, with the sizes, dtype and device of another tensor.
 --- @param x Tensor
 --- @param options table? {dtype=, device=}
 --- @return Tensor
 function M.empty_like(x, options) return M.empty(x.shape, like(x, options)) end
 
---- One value in another tensor's sizes, dtype and device.
+--- Makes a tensor of one value with the sizes, dtype and device of another tensor.
 --- @param x Tensor
 --- @param value number
 --- @param options table? {dtype=, device=}
@@ -230,7 +229,7 @@ function M.full_like(x, value, options) return M.full(x.shape, value, like(x, op
 
 -- ---- series and grids ------------------------------------------------------------------------
 
---- n numbers in even steps from first to last, both included.
+--- Makes n evenly spaced numbers from first to last, both included.
 --- @param first number
 --- @param last number
 --- @param n integer
@@ -243,7 +242,7 @@ function M.linspace(first, last, n, options)
     device_code('linspace', options.device)))
 end
 
---- n powers of 10, whose exponents lie in even steps from first to last.
+--- Makes n powers of 10, whose exponents are evenly spaced from first to last.
 --- @param first number
 --- @param last number
 --- @param n integer
@@ -257,7 +256,7 @@ function M.logspace(first, last, n, options)
   end)
 end
 
---- Ones on the diagonal of an n x n (or n x m) matrix of zeros.
+--- Makes an n x n (or n x m) matrix with ones on the diagonal.
 --- @param n integer
 --- @param m integer? n
 --- @param options table? {dtype=, device=}
@@ -275,7 +274,7 @@ function M.eye(n, m, options)
   end)
 end
 
---- The coordinates of a grid, one tensor for each given vector, of all their lengths as sizes.
+--- Makes coordinate grids, one tensor for each given vector. The sizes are the lengths of all vectors.
 --- @param ... Tensor vectors
 --- @return Tensor[] views
 function M.meshgrid(...)
@@ -297,15 +296,15 @@ end
 
 --- @alias Generator ffi.cdata* what cr.generator makes
 
---- A generator of random numbers: kind 'philox' (the same numbers on every device; the default),
---- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed). Of another generator: one that draws what that one
---- would from here on, each on its own.
+--- Makes a generator of random numbers of the kind 'philox' (the same numbers on every device; the default),
+--- 'torch-cpu' or 'torch-cuda' (torch.randn's numbers for the seed). From another generator it makes an independent
+--- copy with the same state.
 --- @param seed integer|Generator
---- @param kind string? with a seed
+--- @param kind string? only with a seed
 function M.generator(seed, kind)
   local out = ffi.new 'cr_generator *[1]'
   if kinds.generator.test(seed) then
-    if kind then fail 'generator: a copy is of its own kind: leave the kind out' end
+    if kind then fail 'generator: a copy has the kind of its original: leave the kind out' end
     if C.cr_generator_copy(out, seed) < 0 then raise() end
   elseif C.cr_generator_new(out, base.generator_kinds[kind or 'philox'], seed) < 0 then
     raise()
@@ -313,7 +312,7 @@ function M.generator(seed, kind)
   return ffi.gc(out[0], C.cr_generator_free)
 end
 
---- Moves a generator on as cr.randn of n numbers would; of the kinds 'philox' and 'torch-cuda' without drawing them.
+--- Advances a generator as cr.randn of n numbers would. For 'philox' and 'torch-cuda' this draws no numbers.
 --- @param generator Generator
 --- @param n integer
 --- @param dtype string? 'f32'
@@ -336,27 +335,27 @@ local function drawn(name, fn, ...)
   return out
 end
 
---- Standard normal numbers: cr.randn(2, 3, {generator = cr.generator(1247, 'torch-cpu')}).
+--- Draws standard normal numbers: cr.randn(2, 3, {generator = cr.generator(1247, 'torch-cpu')}).
 --- @return Tensor
 function M.randn(...) return drawn('randn', C.cr_randn, ...) end
 
---- Uniform numbers in [0, 1).
+--- Draws uniform numbers in [0, 1).
 --- @return Tensor
 function M.rand(...) return drawn('rand', C.cr_rand, ...) end
 
---- Standard normal numbers of another tensor's sizes, dtype and device.
+--- Draws standard normal numbers with the sizes, dtype and device of another tensor.
 --- @param x Tensor
 --- @param options table? {dtype=, device=, generator=}
 --- @return Tensor
 function M.randn_like(x, options) return M.randn(x.shape, like(x, options)) end
 
---- Uniform numbers in [0, 1) of another tensor's sizes, dtype and device.
+--- Draws uniform numbers in [0, 1) with the sizes, dtype and device of another tensor.
 --- @param x Tensor
 --- @param options table? {dtype=, device=, generator=}
 --- @return Tensor
 function M.rand_like(x, options) return M.rand(x.shape, like(x, options)) end
 
---- Whole numbers from low up to and without high, each as likely: cr.randint(0, 10, { 3 }).
+--- Draws uniform whole numbers from low up to, but excluding, high: cr.randint(0, 10, { 3 }).
 --- @param low integer
 --- @param high integer
 --- @param shape integer[]
@@ -364,15 +363,15 @@ function M.rand_like(x, options) return M.rand(x.shape, like(x, options)) end
 --- @return Tensor
 function M.randint(low, high, shape, options)
   options = options or {}
-  if high <= low then fail(('randint: there is no whole number from %d up to and without %d'):format(low, high)) end
+  if high <= low then fail(('randint: low = %d must be below high = %d'):format(low, high)) end
   return common.scope.scope(function()
     local u = M.rand(shape, { dtype = 'f64', device = options.device, generator = options.generator })
-    -- (rounding may give 1)
+    -- Rounding may give 1.
     return (u * (high - low)):floor():clamp(0, high - low - 1):add(low):to(options.dtype or 'i64')
   end)
 end
 
---- The numbers 1 to n in a random order.
+--- Draws a random permutation of the numbers 1 to n.
 --- @param n integer
 --- @param options table? {device=, generator=}
 --- @return Tensor i64 [n]

@@ -1,15 +1,15 @@
---- How tensors are printed: a head line "f32 cpu [2 3]", then rounded values as a person reads
---- them, with an ellipsis in the middle of long dimensions and a count of nan and inf.
+--- Prints tensors: a head line "f32 cpu [2 3]", then rounded values in readable form, with an ellipsis in the middle
+--- of long dimensions and a count of nan and inf.
 
 local M = {}
 
 local EDGE = 3       -- rows and columns shown at each end of a long dimension
-local LONG = 1000    -- elements from which on a tensor is abridged
-local WIDE = 12      -- columns shown whole in an abridged tensor
+local LONG = 1000    -- tensors with more elements are abridged
+local WIDE = 12      -- an abridged tensor shows up to so many columns in full
 
 local function whole(dtype) return dtype:match '^[iu]%d' ~= nil end
 
---- Picks a number format for finite values so that columns align.
+--- Chooses a number format for finite values so that columns align.
 local function formatter(values, dtype)
   if dtype == 'bool' then return function(v) return v ~= 0 and 'true' or 'false' end end
   if whole(dtype) then return function(v) return ('%d'):format(v) end end
@@ -32,7 +32,7 @@ local function formatter(values, dtype)
   end
 end
 
---- Indices to show of a dimension of n elements; 0 stands for the ellipsis.
+--- Returns the indices to show of a dimension with n elements; 0 stands for the ellipsis.
 local function shown(n, abridged)
   local list = {}
   if not abridged or n <= WIDE then
@@ -59,9 +59,9 @@ local function counts(t, dtype, scope)
   return #parts > 0 and '  (' .. table.concat(parts, ', ') .. ')' or ''
 end
 
---- The text of a tensor, several lines without a final newline.
+--- Formats a tensor as lines without a final newline.
 --- @param t Tensor
---- @param scope function of cr.tensor, which this file may not use in turn
+--- @param scope function cr.scope, passed in because this file may not require cr.tensor
 function M.tensor(t, scope)
   if t:is_freed() then return 'tensor (freed)' end
   local shape, dtype = t.shape, t.dtype
@@ -111,7 +111,7 @@ function M.tensor(t, scope)
     if r.ellipsis then
       lines[#lines + 1] = '  ...'
     else
-      -- Beyond two dimensions each matrix is announced by its leading indices.
+      -- With more than two dimensions, each matrix is preceded by its leading indices.
       local lead = rank > 2 and r.index:match '^(.*) %d+ $' or nil
       if lead and lead ~= group then
         group = lead

@@ -1,7 +1,7 @@
---- Fourier transforms of real tensors, as pairs of real tensors: for guidance and filters by frequencies.
+--- Fourier transforms of real tensors, as pairs of real tensors, for filters and guidance in the frequency domain.
 --
--- Each transform along a dimension is a product with a matrix of cosines and sines. Latents are 32 to 128 long, where
--- that is as fast as a fast transform, exact to f32's rounding, the same on every device, and can be recorded.
+-- The transform along a dimension is a product with a matrix of cosines and sines. For latents, with sizes of 32 to
+-- 128, this is as fast as an FFT, exact up to f32 rounding, the same on every device, and can be recorded as a graph.
 
 local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
@@ -12,18 +12,18 @@ local dim_of, shape_text, alive = operands.dim_of, operands.shape_text, common.a
 
 local M = {}
 
-local LONGEST = 8192 -- of a dimension: its matrices have that many numbers squared
+local LONGEST = 8192 -- largest dimension; the matrix has the square of that many elements
 
--- Cosines and sines of 2 pi j k / n, [rows n] from column 0 on: two matrices [rows, columns].
+-- Returns the cosines and sines of 2 pi j k / n as two matrices [rows columns].
 local function waves(n, rows, columns, like)
-  if n > LONGEST then fail(('rfft: a dimension of %d is too long: %d at most'):format(n, LONGEST)) end
+  if n > LONGEST then fail(('rfft: a dimension of %d is too long: the limit is %d'):format(n, LONGEST)) end
   local o = { dtype = 'i64', device = like.device }
   local j, k = creation.arange(0, rows - 1, 1, o):unsqueeze(2), creation.arange(0, columns - 1, 1, o)
   local angle = (j * k):remainder(n):to 'f64' * (2 * math.pi / n)
   return angle:cos():to(like.dtype), angle:sin():to(like.dtype)
 end
 
--- fn(x, ...) with dimension d as the last of all tensors.
+-- Calls fn with dimension d of all tensors moved to the end.
 local function along(d, fn, ...)
   local list = { ... }
   for i, x in ipairs(list) do list[i] = x:transpose(d, -1):contiguous() end
@@ -32,7 +32,7 @@ local function along(d, fn, ...)
   return unpack(out)
 end
 
--- The transform of complex numbers along dimension d; sign -1: the inverse one, divided by the length.
+-- Transforms complex numbers along dimension d. With sign -1 it is the inverse transform, divided by the length.
 local function complex(re, im, d, sign)
   return along(d, function(a, b)
     local n = a:size(-1)
@@ -51,11 +51,11 @@ end
 local floats = { f32 = true, f64 = true, f16 = true, bf16 = true }
 local function float_of(x) return (x.dtype == 'f32' or x.dtype == 'f64') and x or x:to 'f32' end
 
---- The Fourier transform of a real tensor along a dimension or several (the last): real and imaginary parts, whose last
---- named dimension has the n / 2 + 1 frequencies from 0 on: re, im = cr.rfft(x, { 2, 3 }).
+--- Fourier transform of a real tensor along one or several dimensions (by default the last): re, im = cr.rfft(x, { 2,
+--- 3 }). It returns real and imaginary parts. The last listed dimension has the n / 2 + 1 frequencies from 0 on.
 --- @param x Tensor
 --- @param dims integer|integer[]|nil
---- @return Tensor f32 (f64 of f64)
+--- @return Tensor f32 (f64 if x is f64)
 --- @return Tensor
 function M.rfft(x, dims)
   return scope.scope(function()
@@ -71,11 +71,11 @@ function M.rfft(x, dims)
   end)
 end
 
---- The real tensor whose transform rfft would give: x = cr.irfft(re, im, { 2, 3 }, 64).
+--- The inverse of rfft: x = cr.irfft(re, im, { 2, 3 }, 64).
 --- @param re Tensor
 --- @param im Tensor
 --- @param dims integer|integer[]|nil as given to rfft
---- @param n integer? how long the last named dimension was: 2 (frequencies - 1) unless it was odd
+--- @param n integer? the original size of the last listed dimension (2 (frequencies - 1)); needed if it was odd
 --- @return Tensor
 function M.irfft(re, im, dims, n)
   if not floats[re.dtype] or shape_text(re) ~= shape_text(im) then
@@ -89,10 +89,10 @@ function M.irfft(re, im, dims, n)
       local m = p:size(-1)
       local length = n or 2 * (m - 1)
       if length < 1 or math.floor(length / 2) + 1 ~= m then
-        fail(('irfft: %d frequencies are not those of a length of %d'):format(m, length))
+        fail(('irfft: %d frequencies do not belong to a length of %d'):format(m, length))
       end
       local c, s = waves(length, m, length, p)
-      -- Frequencies but 0 and the highest of an even length stand for their mirror images, too.
+      -- All frequencies represent their mirror images as well, except 0 and the highest one of an even length.
       local weight = creation.full({ m }, 2 / length, { dtype = p.dtype, device = p.device })
       weight:narrow(1, 1, 1):fill_(1 / length)
       if length % 2 == 0 then weight:narrow(1, m, 1):fill_(1 / length) end

@@ -1,4 +1,4 @@
---- Parts of tensors by index: x[1], x[{ 1, { 2, 3 } }], x[mask], x[rows], reading and writing; methods that gather and scatter.
+--- Indexing for reading and writing, x[1], x[{ 1, { 2, 3 } }], x[mask], x[rows], and methods that gather and scatter.
 --
 -- Indices count from 1, negative ones from the end, and ranges include both ends.
 
@@ -17,7 +17,7 @@ local M = {}
 
 local function is_mask(t) return t.dtype == 'bool' or t.dtype == 'u8' end
 
--- Numbers of parts, from 1 (negative from the end), as C takes them for x: i64 or i32, on x's device or the CPU.
+-- Converts indices, from 1 (negative from the end), to what C takes for x: i64 or i32, on x's device or the CPU.
 local function index_for(name, x, index)
   if not is_tensor(index) then return creation.tensor(index, { dtype = 'i64' }) end
   if index.dtype ~= 'i64' and index.dtype ~= 'i32' then
@@ -26,7 +26,7 @@ local function index_for(name, x, index)
   return index.device ~= x.device and index:to 'cpu' or index
 end
 
--- The same in one row, of any sizes.
+-- The same for indices of any shape, flattened.
 local function list_for(name, x, index)
   index = index_for(name, x, index)
   return index.c.rank == 1 and index or index:reshape(-1)
@@ -39,11 +39,11 @@ end
 
 -- ---- parts of a dimension -------------------------------------------------------------------------
 
---- Parts of dimension d, by a list or a tensor of whole numbers [T]: x:index_select(1, { 3, 1 }). A number that names none is
---- an error, on a card of the next call that waits for it.
+--- Selects parts of dimension d by a list or a tensor of indices [T]: x:index_select(1, { 3, 1 }). An index out of
+--- range is an error; on a card the next synchronizing call raises it.
 --- @param d integer
 --- @param index integer[]|Tensor
---- @return Tensor of x's sizes, but T in dimension d
+--- @return Tensor x's sizes, but T in dimension d
 function methods:index_select(d, index)
   local dim = dim_of('index_select', self, d)
   local list = list_for('index_select', self, index)
@@ -52,11 +52,11 @@ function methods:index_select(d, index)
   return out
 end
 
---- Rows (1-based numbers in a table or tensor) of the first dimension.
+--- Selects rows of the first dimension by indices from 1, in a table or a tensor.
 --- @return Tensor
 function methods:gather_rows(index) return self:index_select(1, index) end
 
--- Writes y (a tensor or a number) to parts of x's dimension `dim` (from 0), or adds it.
+-- Writes or adds y, a tensor or a number, to parts of x along `dim` (from 0).
 local function write_parts(name, x, dim, index, y, add)
   scope.scope(function()
     local list = list_for(name, x, index)
@@ -76,16 +76,16 @@ local function write_parts(name, x, dim, index, y, add)
   return x
 end
 
---- Adds the parts of y to parts of this tensor along dimension d: x:index_add_(1, { 2, 2 }, y). In place.
+--- Adds the parts of y in place to parts of this tensor along dimension d: x:index_add_(1, { 2, 2 }, y).
 --- @param d integer
 --- @param index integer[]|Tensor [T]
---- @param y Tensor|number of x's sizes, but T in dimension d
+--- @param y Tensor|number x's sizes, but T in dimension d
 --- @return Tensor itself
 function methods:index_add_(d, index, y)
   return write_parts('index_add_', self, dim_of('index_add_', self, d), index, y, true)
 end
 
---- Overwrites parts along dimension d: x:index_copy_(1, { 2, 3 }, y). In place.
+--- Overwrites parts along dimension d in place: x:index_copy_(1, { 2, 3 }, y).
 --- @return Tensor itself
 function methods:index_copy_(d, index, y)
   return write_parts('index_copy_', self, dim_of('index_copy_', self, d), index, y)
@@ -93,7 +93,7 @@ end
 
 -- ---- elements -------------------------------------------------------------------------------------
 
--- The dimension, from 0, and an index of x's own number of dimensions.
+-- Returns the dimension, from 0, and an index with as many dimensions as x.
 local function each_of(name, x, d, index)
   local dim = dim_of(name, x, d)
   if index:dim() ~= x:dim() then
@@ -102,9 +102,9 @@ local function each_of(name, x, d, index)
   return dim, index_for(name, x, index)
 end
 
---- Elements of dimension d by an index of as many dimensions: out[i][j] = x[index[i][j]][j] for d = 1.
+--- Gathers elements along dimension d by an index with as many dimensions as x: out[i][j] = x[index[i][j]][j] for d = 1.
 --- @param d integer
---- @param index Tensor i64 or i32; elsewhere not larger than x
+--- @param index Tensor i64 or i32; in other dimensions not larger than x
 --- @return Tensor of the index's sizes
 function methods:gather(d, index)
   local dim, places = each_of('gather', self, d, index)
@@ -126,18 +126,18 @@ local function scatter(name, x, d, index, y, add)
   return x
 end
 
---- Writes y where gather would read: x:scatter_(1, index, y). In place.
+--- Writes y in place where gather would read: x:scatter_(1, index, y).
 --- @param d integer
 --- @param index Tensor i64 or i32
 --- @param y Tensor|number at least as large as the index
 --- @return Tensor itself
 function methods:scatter_(d, index, y) return scatter('scatter_', self, d, index, y) end
 
---- Adds y where gather would read. In place.
+--- Adds y in place where gather would read.
 --- @return Tensor itself
 function methods:scatter_add_(d, index, y) return scatter('scatter_add_', self, d, index, y, true) end
 
---- Elements by their places in row-major order, from 1: x:take { 1, 4 }.
+--- Takes elements by their index in row-major order, from 1: x:take { 1, 4 }.
 --- @param index integer|integer[]|Tensor
 --- @return Tensor of the index's sizes
 function methods:take(index)
@@ -151,7 +151,7 @@ end
 
 -- ---- masks ----------------------------------------------------------------------------------------
 
--- Where a tensor's elements are not 0, from 1 on: [n D], or in row-major order [n].
+-- Returns the indices of all nonzero elements, from 1: [n D], or [n] in row-major order.
 local function places_of(x, flat)
   return scope.scope(function()
     local out = new()
@@ -159,8 +159,8 @@ local function places_of(x, flat)
   end)
 end
 
---- Indices of all elements that are not 0, from 1 on. Waits for a card.
---- @return Tensor i64 [n D] of a tensor of D dimensions
+--- Returns the indices of all nonzero elements, from 1. It synchronizes with a card.
+--- @return Tensor i64 [n D] for a tensor with D dimensions
 function methods:nonzero() return places_of(self, 0) end
 
 --- x where the mask is false, and y where it is true.
@@ -174,26 +174,26 @@ function methods:masked_fill(mask, y)
   end)
 end
 
--- A mask over x's leading dimensions, x with these as one, and the places in it.
+-- Returns x with the dimensions of a mask flattened to one, and the indices where the mask is true.
 local function masked(name, x, mask)
   if not is_mask(mask) then fail(('%s: the mask is %s: bool or u8 is needed, as of x:gt(0)'):format(name, mask.dtype)) end
   local d, rest = mask:dim(), { -1 }
   for k = 1, math.max(d, x:dim()) do
     if k <= d and (k > x:dim() or mask:size(k) ~= x:size(k)) then
-      fail(('%s: the mask %s does not lie over %s'):format(name, shape_text(mask), shape_text(x)))
+      fail(('%s: the mask %s does not match the leading dimensions of %s'):format(name, shape_text(mask), shape_text(x)))
     end
     if k > d then rest[#rest + 1] = x:size(k) end
   end
   return rest, places_of(mask, 1)
 end
 
---- The elements where a mask is true, one after another. Waits for a card.
+--- Returns the elements where a mask is true as a vector. It synchronizes with a card.
 --- @param mask Tensor bool or u8, broadcast to x
 --- @return Tensor [n]
 function methods:masked_select(mask)
   return scope.scope(function()
     local x, m = self, mask
-    if shape_text(x) ~= shape_text(m) then -- to one shape, whichever is the smaller
+    if shape_text(x) ~= shape_text(m) then -- broadcasts both to one shape
       local ones = creation.ones(m.shape, { device = x.device, dtype = 'u8' })
       x = creation.where(ones, x, x)
       m = m:expand(x.shape, {})
@@ -211,8 +211,9 @@ function methods:where(condition, y) return creation.where(condition, self, y) e
 
 -- ---- x[key] ---------------------------------------------------------------------------------------
 
--- One dimension's part: a number (the dimension goes), {first, last, step}, {} for all, a list or tensor of indices.
--- Returns the view, how many dimensions are left of this one, and a tensor of rows that is still to be taken.
+-- Applies the key of one dimension: a number (which removes the dimension), {first, last, step}, {} for all, a list
+-- or a tensor of indices. Returns the view, how many dimensions remain of this one, and a tensor of indices that is
+-- still to be applied.
 local function part(x, d, key)
   if type(key) == 'number' then return x:select(d, key), 0 end
   if is_tensor(key) then return x, 1, key end
@@ -227,7 +228,7 @@ local function part(x, d, key)
   return x:slice(d, key[1], key[2], key[3]), 1
 end
 
--- The view that a key names, and the dimension and tensor of rows that are still to be taken of it.
+-- Returns the view for a key, and the dimension and tensor of indices that are still to be applied.
 local function view_of(x, key)
   if type(key) ~= 'table' then key = { key } end
   if #key > x:dim() then fail(('a tensor %s has no element of %d indices'):format(shape_text(x), #key)) end
@@ -236,7 +237,7 @@ local function view_of(x, key)
     local left, taken
     x, left, taken = part(x, d, key[i])
     if taken and rows then
-      fail 'one tensor of indices at a time: x[a][{ {}, b }] takes them one after the other, x:take((a - 1) * x:size(2) + b) as pairs'
+      fail 'a key may contain one tensor of indices: x[a][{ {}, b }] applies two in turn, x:take((a - 1) * x:size(2) + b) as pairs'
     end
     if taken then rows, at = taken, d end
     d = d + left
@@ -244,7 +245,7 @@ local function view_of(x, key)
   return x, rows, at
 end
 
--- The sizes of a view with those of an index in place of dimension d's.
+-- Returns the sizes of a view with dimension d replaced by the sizes of an index.
 local function spread(view, d, index)
   local shape = {}
   for k, size in ipairs(view.shape) do
@@ -253,9 +254,9 @@ local function spread(view, d, index)
   return shape
 end
 
---- What x[key] is.
+--- Implements x[key].
 --- @param x Tensor alive
---- @param key any but a text
+--- @param key any anything but a string
 function M.get(x, key)
   if is_tensor(key) and is_mask(key) then
     return scope.scope(function()
@@ -273,14 +274,14 @@ function M.get(x, key)
   end)
 end
 
--- y over the whole of a view.
+-- Writes y to all of a view.
 local function overwrite(view, y)
   if is_tensor(y) then view:copy_(y) else view:fill_(y) end
 end
 
---- x[key] = y.
+--- Implements x[key] = y.
 --- @param x Tensor alive
---- @param key any but a text
+--- @param key any anything but a string
 --- @param y Tensor|number|table as cr.tensor takes it
 function M.set(x, key, y)
   if type(y) == 'table' then y = creation.tensor(y, { dtype = x.dtype, device = x.device }) end
@@ -297,7 +298,7 @@ function M.set(x, key, y)
     end
     if is_tensor(key) and is_mask(key) then
       local rest, at = masked('x[mask] = y', x, key)
-      local view = x:reshape(rest, {}) -- a copy, where x has gaps
+      local view = x:reshape(rest, {}) -- a copy if x is not contiguous
       write_parts('x[mask] = y', view, 0, at, y)
       if not x:is_contiguous() then x:copy_(view:view(x.shape, {})) end
       return
@@ -305,7 +306,7 @@ function M.set(x, key, y)
     local view, rows, d = view_of(x, key)
     if not rows then return overwrite(view, y) end
     if is_mask(rows) then rows = places_of(rows, 1) end
-    if is_tensor(y) and rows:dim() ~= 1 then -- y over the index's own dimensions
+    if is_tensor(y) and rows:dim() ~= 1 then -- y broadcasts over the dimensions of the index
       local shape, wide = view.shape, y:expand(spread(view, d, rows), {})
       shape[d] = rows:numel()
       y = wide:reshape(shape, {})

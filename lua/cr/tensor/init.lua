@@ -1,10 +1,10 @@
---- Tensors: what C's cr_tensor looks like from Lua.
+--- Tensors: the Lua class around C's cr_tensor.
 --
--- A tensor is one FFI object around the C struct; its finalizer drops the storage, so forgetting
--- one is never a leak, and freeing one twice never a crash. Dimensions and indices count from 1 and
--- ranges include both ends. All temporaries made while a scope is open are freed when it ends (see
--- `scope`). Scopes stand in scope.lua, what makes tensors in creation.lua, methods in the files of METHODS below; these
--- files alone convert to C's 0-based dimensions, by operands.lua.
+-- A tensor is one FFI object around the C struct. Its finalizer releases the storage, so a forgotten tensor is not a
+-- leak, and freeing one twice is safe. Dimensions and indices count from 1, and ranges include both ends. All
+-- temporaries that are made while a scope is open are freed when it ends. Scopes are in scope.lua, functions that
+-- make tensors in creation.lua, methods in the files of METHODS below. Only these files convert to C's 0-based
+-- dimensions, by operands.lua.
 
 local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
@@ -49,7 +49,7 @@ local M = {
   want_tensor = operands.want_tensor, shape_text = shape_text,
 }
 
---- The functions that `cr` hands out.
+--- The functions that `cr` exports.
 M.functions = { einsum = matrices.einsum, cdist = matrices.cdist }
 for _, part in ipairs { creation, require 'cr.tensor.fourier' } do
   for name, value in pairs(part) do
@@ -57,7 +57,7 @@ for _, part in ipairs { creation, require 'cr.tensor.fourier' } do
   end
 end
 
---- Which memory a tensor lies in (views share it), and how many bytes of it are its own.
+--- Returns the address of a tensor's storage, which views share, and how many bytes of it the tensor covers.
 --- @param t Tensor alive
 --- @return number
 --- @return number
@@ -83,56 +83,55 @@ local properties = {
   T = function(t) return methods.t(t) end,
 }
 
---- Number of dimensions.
+--- Returns the number of dimensions.
 function methods:dim() return self.c.rank end
 
---- Size of dimension d; without d all sizes.
+--- Returns the size of dimension d, or all sizes without d.
 --- @return integer|integer[]
 function methods:size(d)
   if d == nil then return self.shape end
   return self.c.shape[operands.dim_of('size', self, d)]
 end
 
---- Number of elements.
+--- Returns the number of elements.
 function methods:numel()
   return tonumber(C.cr_numel(self.c))
 end
 
---- Whether rows lie one after another without gaps.
+--- Returns whether the tensor is contiguous: dense, in row-major order.
 function methods:is_contiguous() return C.cr_is_contiguous(self.c) == 1 end
 
---- Whether the tensor has been freed.
+--- Returns whether the tensor has been freed.
 function methods:is_freed() return self.c.storage == nil end
 
---- Gives the memory back now; twice is fine.
+--- Frees the memory now. Calling it twice is allowed.
 function methods:free()
   C.cr_free(self.c)
   self.ended = -1
   creation.anchors[self] = nil
 end
 
---- Typed FFI pointer to the first element of a contiguous CPU tensor (f16, bf16 and bool as bits).
---- LuaJIT cannot hold a nan that carries bits of its own: of data from outside read such numbers with
---- item or tolist.
+--- Returns a typed FFI pointer to the first element of a contiguous CPU tensor (f16, bf16 and bool as bits). LuaJIT
+--- cannot represent a nan with payload bits, so read numbers of unknown origin with item or tolist.
 function methods:pointer()
   local p = C.cr_data(self.c)
   if p == nil then fail('pointer: the tensor is on ' .. self.device .. ": copy it with :to('cpu') first") end
-  if not self:is_contiguous() then fail 'pointer: the tensor has gaps: use :contiguous() first' end
+  if not self:is_contiguous() then fail 'pointer: the tensor is not contiguous: use :contiguous() first' end
   return ffi.cast(element_pointer[self.dtype], p)
 end
 
 local bits_type = ffi.typeof 'const uint32_t *'
 
---- Element i of doubles. LuaJIT keeps the types of its values in the bits of nans, and reads a double
---- through a pointer as it stands: a nan with bits of its own (files may hold any) would become a
---- broken value of another type. So nans are told by their bits and never read.
+--- Reads element i of doubles. LuaJIT encodes the types of its values in nan bits, and reads a double through a
+--- pointer unchanged: a nan with payload bits (files may contain any) would become a broken value of another type. So
+--- nans are recognized by their bits and never read as doubles.
 local function number_at(p, bits, i)
   local high = bit.band(bits[2 * i + 1], 0x7fffffff)
   if high > 0x7ff00000 or high == 0x7ff00000 and bits[2 * i] ~= 0 then return 0 / 0 end
   return p[i]
 end
 
---- The number in a tensor of one element; i64 beyond 2^53 comes as a boxed integer.
+--- Returns the number in a tensor with one element. An i64 beyond 2^53 is returned as a boxed integer.
 function methods:item()
   if self:numel() ~= 1 then fail('item: ' .. shape_text(self) .. ' has more than one element, or none: tolist gives all') end
   return scope.scope(function()
@@ -153,7 +152,7 @@ local function nested(p, bits, shape, depth, at)
   return list, at
 end
 
---- The numbers as nested tables (a number for a scalar).
+--- Returns the numbers as nested tables, or a number for a scalar.
 function methods:tolist()
   return scope.scope(function()
     local wide = self:to('cpu'):to 'f64':contiguous()
@@ -164,11 +163,11 @@ end
 
 -- ---- copies --------------------------------------------------------------------------------
 
---- The tensor itself if it has no gaps, else a dense copy.
+--- Returns the tensor itself if it is contiguous, else a contiguous copy.
 --- @return Tensor
 function methods:contiguous() return self:is_contiguous() and self or self:clone() end
 
---- A dense copy.
+--- Returns a contiguous copy.
 --- @return Tensor
 function methods:clone()
   local out = new()
@@ -177,7 +176,7 @@ end
 
 local before_read -- see M.on_read
 
---- Has fn(tensor) called before a card's numbers are copied to the main memory, which waits for the card.
+--- Installs fn(tensor), which is called before a card's numbers are copied to main memory, which waits for the card.
 --- @param fn fun(t: Tensor)
 function M.on_read(fn) before_read = fn end
 
@@ -185,7 +184,7 @@ local function read_from(self, device)
   if before_read and device == C.CR_CPU and self.c.device ~= C.CR_CPU then before_read(self) end
 end
 
---- As another dtype, or on another device; the tensor itself if it is so already.
+--- Converts to another dtype, or copies to another device. Returns the tensor itself if nothing changes.
 --- @param what string 'f16', 'cpu', 'cuda:0', ...
 --- @return Tensor
 function methods:to(what)
@@ -208,36 +207,36 @@ function methods:to(what)
   return filled(out, C.cr_copy(out.c, self.c))
 end
 
---- As f32: x:to 'f32'.
+--- Converts to f32: x:to 'f32'.
 --- @return Tensor
 function methods:float() return self:to 'f32' end
 
---- As f16: x:to 'f16'.
+--- Converts to f16: x:to 'f16'.
 --- @return Tensor
 function methods:half() return self:to 'f16' end
 
---- As bf16: x:to 'bf16'.
+--- Converts to bf16: x:to 'bf16'.
 --- @return Tensor
 function methods:bfloat16() return self:to 'bf16' end
 
---- As i64: x:to 'i64'.
+--- Converts to i64: x:to 'i64'.
 --- @return Tensor
 function methods:long() return self:to 'i64' end
 
---- As bool, true where an element is not 0: x:to 'bool'.
+--- Converts to bool, true where an element is not 0: x:to 'bool'.
 --- @return Tensor
 function methods:bool() return self:to 'bool' end
 
---- On the CPU: x:to 'cpu'.
+--- Copies to the CPU: x:to 'cpu'.
 --- @return Tensor
 function methods:cpu() return self:to 'cpu' end
 
---- On a card (0): x:to 'cuda:N'.
+--- Copies to a card (by default the first): x:to 'cuda:N'.
 --- @param n integer?
 --- @return Tensor
 function methods:cuda(n) return self:to(n and 'cuda:' .. n or 'cuda') end
 
---- Overwrites this tensor with another's elements, converted.
+--- Overwrites this tensor with the converted elements of another.
 function methods:copy_(source)
   if source.c.rank ~= self.c.rank or shape_text(source) ~= shape_text(self) then
     source = source:expand(self.shape, {})
@@ -270,7 +269,7 @@ end
 
 -- ---- the type ------------------------------------------------------------------------------
 
-local function no_order() fail "tensors have no order: compare their elements, as in a:lt(b), a:le(b), a:gt(b) or a:ge(b)" end
+local function no_order() fail "tensors cannot be ordered: compare their elements, as in a:lt(b), a:le(b), a:gt(b) or a:ge(b)" end
 
 ffi.metatype(scope.type, {
   __index = function(t, key)
@@ -292,7 +291,7 @@ ffi.metatype(scope.type, {
     for name in pairs(properties) do names[#names + 1] = name end
     local errors = require 'cr.errors'
     local near, distance = errors.nearest(key, names)
-    local hint = distance <= math.max(2, #key / 3) and ("did you mean '%s'?"):format(near) or '`crescent help tensor` lists what there is'
+    local hint = distance <= math.max(2, #key / 3) and ("did you mean '%s'?"):format(near) or '`crescent help tensor` lists all methods'
     fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), hint))
   end,
   __newindex = function(t, key, value)
@@ -305,8 +304,8 @@ ffi.metatype(scope.type, {
   __unm = function(t) return methods.neg(t) end, -- Lua passes the operand twice
   __mod = methods.remainder,
   __lt = no_order, __le = no_order,
-  __concat = function() fail 'a tensor is no text: tostring(x) is; cr.cat joins tensors' end,
-  __call = function() fail 'a tensor is no function: a method is called as x:name(...), and x[{ 1, 2 }] is an element' end,
+  __concat = function() fail 'a tensor is not a string: use tostring(x), or cr.cat to join tensors' end,
+  __call = function() fail 'a tensor is not a function: call a method as x:name(...), and read an element as x[{ 1, 2 }]' end,
   __ipairs = function(t)
     return function(x, i)
       if i < #x then return i + 1, x:select(1, i + 1) end

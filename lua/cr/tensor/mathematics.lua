@@ -1,4 +1,4 @@
---- Elementwise functions that are lines over the core's operations, and operations in place: methods.
+--- Tensor methods: elementwise functions composed of the core's operations, and in-place operations.
 
 local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
@@ -17,19 +17,19 @@ local signatures = {}
 
 -- ---- what a number is -------------------------------------------------------------------------------
 
---- Where a number is none (0 / 0).
+--- True where an element is nan.
 --- @return Tensor bool
 function methods:isnan() return self:ne(self) end
 
---- Where a number is infinite.
+--- True where an element is infinite.
 --- @return Tensor bool
 function methods:isinf() return scope.scope(function() return self:abs():eq(math.huge) end) end
 
---- Where a number is neither infinite nor a nan.
+--- True where an element is finite.
 --- @return Tensor bool
 function methods:isfinite() return scope.scope(function() return (self - self):eq(0) end) end
 
---- Numbers in place of a nan (0) and of infinities (the dtype's largest and smallest).
+--- Replaces nan (by 0) and infinities (by the dtype's largest and smallest number).
 --- @param nan number?
 --- @param posinf number?
 --- @param neginf number?
@@ -50,15 +50,15 @@ end
 --- @return Tensor
 function methods:tan() return in_reals(self, function(x) return x:sin() / x:cos() end) end
 
---- The angle whose tangent x is, in radians.
+--- The arctangent, in radians.
 --- @return Tensor
 function methods:atan() return self:atan2(1) end
 
---- The angle whose sine x is, in radians.
+--- The arcsine, in radians.
 --- @return Tensor
 function methods:asin() return in_reals(self, function(x) return x:atan2(((1 - x) * (1 + x)):sqrt()) end) end
 
---- The angle whose cosine x is, in radians.
+--- The arccosine, in radians.
 --- @return Tensor
 function methods:acos() return in_reals(self, function(x) return ((1 - x) * (1 + x)):sqrt():atan2(x) end) end
 
@@ -66,7 +66,7 @@ function methods:acos() return in_reals(self, function(x) return ((1 - x) * (1 +
 --- @return Tensor
 function methods:sinh()
   return in_reals(self, function(x)
-    local e = x:abs():expm1() -- which keeps what small x would lose
+    local e = x:abs():expm1() -- expm1 is precise for small x
     return x:sign() * creation.where(e:eq(math.huge), e, (e + e / (e + 1)) * 0.5)
   end)
 end
@@ -75,11 +75,11 @@ end
 --- @return Tensor
 function methods:cosh() return in_reals(self, function(x) return x:exp() * 0.5 + x:neg():exp() * 0.5 end) end
 
---- What follows the point: x - x:trunc().
+--- The fractional part: x - x:trunc().
 --- @return Tensor
 function methods:frac() return scope.scope(function() return self - self:trunc() end) end
 
---- log(1 + e^x), in its own way for large |x|.
+--- log(1 + e^x), stable for large |x|.
 --- @return Tensor
 function methods:softplus() return in_reals(self, function(x) return x:relu() + x:abs():neg():exp():log1p() end) end
 
@@ -105,19 +105,19 @@ function methods:elu(alpha)
   return in_reals(self, function(x) return creation.where(x:gt(0), x, x:clamp(-math.huge, 0):expm1() * (alpha or 1)) end)
 end
 
---- x limited to low (-1) to high (1).
+--- Clamps x to low (-1) .. high (1).
 --- @return Tensor
 function methods:hardtanh(low, high) return self:clamp(low or -1, high or 1) end
 
---- x limited to 0 to 6.
+--- Clamps x to 0 .. 6.
 --- @return Tensor
 function methods:relu6() return self:clamp(0, 6) end
 
---- The greater of each element and a number, or a tensor.
+--- The maximum of each element and a number or a tensor.
 --- @return Tensor
 function methods:clamp_min(low) return self:maximum(low) end
 
---- The smaller of each element and a number, or a tensor.
+--- The minimum of each element and a number or a tensor.
 --- @return Tensor
 function methods:clamp_max(high) return self:minimum(high) end
 
@@ -145,34 +145,34 @@ function methods:addcdiv(a, b, value) return in_reals(self, function(x) return x
 
 -- ---- truth ----------------------------------------------------------------------------------------------
 
---- Where an element is 0.
+--- True where an element is 0.
 --- @return Tensor bool
 function methods:logical_not()
   if self.dtype ~= 'bool' then return self:eq(0) end
   return arithmetic.logical_not(self)
 end
 
---- Where both are not 0.
+--- True where both are nonzero.
 --- @return Tensor bool
 function methods:logical_and(b) return scope.scope(function() return self:ne(0):minimum(b:ne(0)) end) end
 
---- Where one of both is not 0.
+--- True where at least one of the two is nonzero.
 --- @return Tensor bool
 function methods:logical_or(b) return scope.scope(function() return self:ne(0):maximum(b:ne(0)) end) end
 
---- Where just one of both is not 0.
+--- True where exactly one of the two is nonzero.
 --- @return Tensor bool
 function methods:logical_xor(b) return scope.scope(function() return self:ne(0):ne(b:ne(0)) end) end
 
---- Whether any element is not 0: of all, or along dimensions.
+--- Returns whether any element is nonzero, over all or over some dimensions.
 --- @return Tensor bool
 function methods:any(dims, keep) return scope.scope(function() return self:ne(0):max(dims, keep) end) end
 
---- Whether no element is 0: of all, or along dimensions.
+--- Returns whether all elements are nonzero, over all or over some dimensions.
 --- @return Tensor bool
 function methods:all(dims, keep) return scope.scope(function() return self:ne(0):min(dims, keep) end) end
 
---- Whether two tensors have the same sizes and elements.
+--- Returns whether two tensors have the same sizes and elements.
 --- @return boolean
 function methods:equal(b)
   if table.concat(self.shape, ' ') ~= table.concat(b.shape, ' ') then return false end
@@ -180,7 +180,7 @@ function methods:equal(b)
   return scope.scope(function() return self:eq(b):min():item() end)
 end
 
---- Whether |a - b| <= atol (1e-8) + rtol (1e-5) * |b| everywhere.
+--- Returns whether |a - b| <= atol (1e-8) + rtol (1e-5) * |b| everywhere.
 --- @param b Tensor|number
 --- @param rtol number?
 --- @param atol number?
@@ -196,13 +196,13 @@ end
 
 -- ---- in place ---------------------------------------------------------------------------------------------
 
--- x becomes what an operation gives, in x's dtype.
+-- Makes the in-place form of an operation. The result is converted to x's dtype.
 local function in_place(name, row, exact)
   signatures[name .. '_'] = row
   local fn = arithmetic[name]
   methods[name .. '_'] = function(x, ...)
     local other = ...
-    -- With an operand of another dtype, or that is x seen otherwise, the result is made beside x.
+    -- With an operand of another dtype, or one that shares x's storage, the result is computed in a new tensor and copied.
     if not is_tensor(other) or other.c.dtype == x.c.dtype and other.c.storage ~= x.c.storage then return exact(x, other) end
     scope.scope(function(...) x:copy_(fn(x, ...)) end, ...)
     return x
@@ -217,7 +217,7 @@ for op = 0, C.CR_BINARY_OPS - 1 do
     local dtype = x.dtype
     local float = dtype == 'f32' or dtype == 'f64' or dtype == 'f16' or dtype == 'bf16'
     if not float and (real or type(y) == 'number' and y % 1 ~= 0) then
-      fail(('%s_: %s holds whole numbers, the result does not: x:%s(...) makes it beside x'):format(name, dtype, name))
+      fail(('%s_: %s cannot hold the result, which is not whole: use x:%s(...) for a new tensor'):format(name, dtype, name))
     end
     return arithmetic[name](x, y, x)
   end)
@@ -226,7 +226,7 @@ for op = 0, C.CR_UNARY_OPS - 1 do
   in_place(base.unary[op], unary, function(x) return filled(x, C.cr_unary(x.c, op, x.c)) end)
 end
 
---- Limits every element to low..high, in place.
+--- Clamps every element to low..high in place.
 --- @param low number? without it no lower limit
 --- @param high number? without it no upper limit
 --- @return Tensor itself
@@ -239,14 +239,14 @@ end
 --- @return Tensor itself
 function methods:zero_() return self:fill_(0) end
 
---- x + (y - x) * weight, in place.
+--- x + (y - x) * weight in place.
 --- @return Tensor itself
 function methods:lerp_(y, weight)
   scope.scope(function() self:copy_(self:lerp(y, weight)) end)
   return self
 end
 
---- y where the mask is true, in place.
+--- Writes y where the mask is true.
 --- @return Tensor itself
 function methods:masked_fill_(mask, y)
   scope.scope(function() self:copy_(self:masked_fill(mask, y)) end)
@@ -263,19 +263,19 @@ local function drawn_in_place(draw, fn)
   end
 end
 
---- Normal numbers in place, of a mean (0) and a deviation (1).
+--- Fills the tensor with normal numbers with a mean (0) and a standard deviation (1).
 --- @param mean number?
 --- @param std number?
---- @param options table? {generator = as cr.generator makes it}
+--- @param options table? {generator = from cr.generator}
 --- @return Tensor itself
 function methods:normal_(mean, std, options)
   return drawn_in_place(creation.randn, function(x, a, b) return x * (b or 1) + (a or 0) end)(self, mean, std, options)
 end
 
---- Uniform numbers in place, from low (0) up to and without high (1).
+--- Fills the tensor with uniform numbers from low (0) up to, but excluding, high (1).
 --- @param low number?
 --- @param high number?
---- @param options table? {generator = as cr.generator makes it}
+--- @param options table? {generator = from cr.generator}
 --- @return Tensor itself
 function methods:uniform_(low, high, options)
   return drawn_in_place(creation.rand, function(x, a, b) return x * ((b or 1) - (a or 0)) + (a or 0) end)(self, low, high, options)

@@ -1,4 +1,4 @@
---- Products of tensors: methods, and einsum.
+--- Products of tensors: methods, einsum and cdist.
 
 local common = require 'cr.tensor.common'
 local operands = require 'cr.tensor.operands'
@@ -15,7 +15,7 @@ local M = {}
 local floats = { f32 = true, f64 = true, f16 = true, bf16 = true }
 
 local function product(a, b)
-  if not floats[a.dtype] and a.dtype == b.dtype and a.dtype ~= 'bool' then -- whole numbers, exact up to 2^53
+  if not floats[a.dtype] and a.dtype == b.dtype and a.dtype ~= 'bool' then -- integers, exact up to 2^53
     return scope.scope(function() return product(a:to 'f64', b:to 'f64'):to(a.dtype) end)
   end
   local out = new()
@@ -47,7 +47,7 @@ end
 --- @return Tensor
 function methods:mm(b) return of_rank('mm', 2, product)(self, b) end
 
---- The products of matrices one by one: [B M K] x [B K N].
+--- Batched product of matrices: [B M K] x [B K N].
 --- @return Tensor
 function methods:bmm(b) return of_rank('bmm', 3, product)(self, b) end
 
@@ -60,11 +60,11 @@ function methods:mv(b)
   return self:matmul(b)
 end
 
---- The sum of two vectors' products.
+--- The dot product of two vectors.
 --- @return Tensor a scalar
 function methods:dot(b) return of_rank('dot', 1, function(x, y) return x:matmul(y) end)(self, b) end
 
---- Every product of an element of x and one of b: [N] and [M] give [N M].
+--- The outer product: [N] and [M] give [N M].
 --- @return Tensor
 function methods:outer(b)
   return of_rank('outer', 1, function(x, y) return scope.scope(function() return x:unsqueeze(2) * y end) end)(self, b)
@@ -77,7 +77,7 @@ function methods:trace()
   return scope.scope(function() return self:diag():sum() end)
 end
 
---- Distances of all rows of [... M K] from all rows of [... N K], in the p-norm (2).
+--- Returns the distances of all rows of [... M K] to all rows of [... N K] in the p-norm (2).
 --- @param a Tensor
 --- @param b Tensor
 --- @param p number?
@@ -91,7 +91,9 @@ end
 local function letters_of(text, x, n)
   local list = {}
   for letter in text:gmatch '.' do
-    if not letter:find '%a' then fail(("einsum: '%s' is no letter: each dimension has one, as in 'bik,bkj->bij'"):format(letter)) end
+    if not letter:find '%a' then
+      fail(("einsum: '%s' is not a letter: each dimension has a letter, as in 'bik,bkj->bij'"):format(letter))
+    end
     list[#list + 1] = letter
   end
   if #list ~= x:dim() then
@@ -100,7 +102,7 @@ local function letters_of(text, x, n)
   return list
 end
 
--- A letter that occurs twice in one operand: its diagonal.
+-- Takes the diagonal for a letter that occurs twice in one operand.
 local function without_repeats(x, list)
   for i = 1, #list do
     for j = #list, i + 1, -1 do
@@ -126,7 +128,7 @@ local function set_of(list)
   return set
 end
 
--- Without the dimensions whose letters nobody else needs: their sums.
+-- Sums over dimensions whose letters are not needed any further.
 local function summed(x, list, needed)
   local dims, left = {}, {}
   for k, letter in ipairs(list) do
@@ -150,13 +152,13 @@ local function joined(...)
   return all
 end
 
--- Two operands as one batched product of matrices.
+-- Combines two operands by one batched matrix product.
 local function pair(a, la, b, lb, needed)
   local in_a, in_b, sizes = set_of(la), set_of(lb), {}
   for k, letter in ipairs(la) do sizes[letter] = a:size(k) end
   for k, letter in ipairs(lb) do
     if sizes[letter] and sizes[letter] ~= b:size(k) then
-      fail(("einsum: '%s' is %d and %d long"):format(letter, sizes[letter], b:size(k)))
+      fail(("einsum: '%s' has both the size %d and the size %d"):format(letter, sizes[letter], b:size(k)))
     end
     sizes[letter] = b:size(k)
   end
@@ -179,8 +181,8 @@ local function pair(a, la, b, lb, needed)
   return product(x, y):reshape(shape, {}), result
 end
 
---- Sums of products by letters of dimensions: cr.einsum('bik,bkj->bij', a, b). Letters that the result lacks are summed
---- over; without an arrow the result has the letters that occur once, in the alphabet's order.
+--- Einstein summation: cr.einsum('bik,bkj->bij', a, b). Letters that the result lacks are summed over. Without an
+--- arrow, the result has the letters that occur once, in alphabetical order.
 --- @param formula string
 --- @param ... Tensor or a list of them
 --- @return Tensor
@@ -192,7 +194,7 @@ function M.einsum(formula, ...)
   local left, right = text:match '^([^>]*)%->([^>]*)$'
   left = left or text
   for part in (left .. ','):gmatch '([^,]*),' do lists[#lists + 1] = part end
-  if #lists ~= #tensors then fail(("einsum: '%s' names %d tensors, %d are given"):format(formula, #lists, #tensors)) end
+  if #lists ~= #tensors then fail(("einsum: '%s' has %d operands, but %d tensors are given"):format(formula, #lists, #tensors)) end
   return scope.scope(function()
     local times = {}
     for k, part in ipairs(lists) do
@@ -203,7 +205,7 @@ function M.einsum(formula, ...)
     if right then
       for letter in right:gmatch '.' do
         if not times[letter] or set_of(result)[letter] then
-          fail(("einsum: '%s' of the result is in no tensor, or twice"):format(letter))
+          fail(("einsum: '%s' of the result is in no operand, or occurs twice"):format(letter))
         end
         result[#result + 1] = letter
       end
@@ -213,7 +215,7 @@ function M.einsum(formula, ...)
       end
       table.sort(result)
     end
-    -- What is still needed after tensor k: the result's letters and those of the tensors behind it.
+    -- Returns the letters that are needed after tensor k: those of the result and of later tensors.
     local function needed_after(k)
       local set = set_of(result)
       for j = k + 1, #lists do

@@ -1,4 +1,4 @@
---- What tensors hold on a device, and what for.
+--- Memory of tensors on a device, and its use by tags.
 
 local common = require 'cr.tensor.common'
 local tensor = require 'cr.tensor'
@@ -9,9 +9,9 @@ local M = {}
 
 local MOST_TAGS = 32
 
---- What tensors hold on a device, in bytes: {live, cached (freed, kept for reuse), peak (most live at
---- once), peak_reserved (most live and cached together), count (storages), tags (of a card: a list of
---- {name, live, peak}, most live first; '' is what has no name)}.
+--- Returns the memory of tensors on a device, in bytes: {live, cached (freed but kept for reuse), peak (largest live
+--- at once), peak_reserved (largest live and cached together), count (number of storages), tags (for a card: a list
+--- of {name, live, peak}, largest live first; '' is memory without a tag)}.
 --- @param device string? 'cpu'
 function M.memory(device)
   local code = tensor.device_code('memory', device)
@@ -33,18 +33,18 @@ function M.memory(device)
   }
 end
 
---- Gives freed memory that is kept for reuse back to the system.
+--- Returns cached memory to the system.
 --- @param device string? 'cpu'
 function M.trim(device) base.check(C.cr_memory_trim(tensor.device_code('trim', device))) end
 
---- Lets the peaks of cr.memory begin anew at what is live.
+--- Resets the peaks of cr.memory to the live memory.
 --- @param device string? 'cpu'
 function M.reset_peak(device) base.check(C.cr_memory_reset_peak(tensor.device_code('reset_peak', device))) end
 
-local names = {} -- C keeps the addresses
+local names = {} -- C keeps the addresses of these strings
 local current = ''
 
---- What memory taken now is for, by cr.tagged; '' nothing in particular.
+--- Returns the tag that cr.tagged has set, or ''.
 --- @return string
 function M.tag() return current end
 
@@ -55,10 +55,11 @@ local function restore(before, ok, ...)
   return ...
 end
 
---- fn(...); what it takes of a card's memory goes by `name` in reports. fn must not wait for others.
+--- Calls fn(...) and returns its results. Reports show the memory that it allocates on a card under `name`. fn must
+--- not wait for other tasks.
 ---
 ---     local model = cr.tagged('unet weights', load, path)
---- @param name string a few fixed ones, not made up as one goes: 32 are told apart
+--- @param name string one of a few fixed names; at most 32 are distinguished
 --- @param fn function
 --- @return ... what fn returns
 function M.tagged(name, fn, ...)

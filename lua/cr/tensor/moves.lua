@@ -1,4 +1,4 @@
---- Tensors whose elements stand in another order, are repeated or taken apart: methods. Parts are views, the rest copies.
+--- Tensor methods that reorder, repeat or split. Parts are views; other results are copies.
 
 local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
@@ -13,7 +13,7 @@ local methods = {}
 
 -- ---- other ways to see a tensor -------------------------------------------------------------------
 
---- Dimension `from` at place `to`: x:movedim(4, 2) makes [N H W C] [N C H W].
+--- Moves dimension `from` to position `to`: x:movedim(4, 2) makes [N H W C] [N C H W].
 --- @return Tensor a view
 function methods:movedim(from, to)
   from, to = dim_of('movedim', self, from) + 1, dim_of('movedim', self, to) + 1
@@ -25,7 +25,7 @@ function methods:movedim(from, to)
   return self:permute(order, {})
 end
 
---- Dimension d as several: x:unflatten(2, { 3, -1 }).
+--- Splits dimension d into several: x:unflatten(2, { 3, -1 }).
 --- @param d integer
 --- @param sizes integer[] one may be -1
 --- @return Tensor
@@ -42,18 +42,18 @@ function methods:unflatten(d, sizes)
   return self:reshape(shape, {})
 end
 
---- Sizes of 1 repeated to another tensor's sizes, without copying.
+--- Expands dimensions of size 1 to the sizes of another tensor, without copying.
 --- @return Tensor a view
 function methods:expand_as(other) return self:expand(other.shape, {}) end
 
---- In at most n parts of equal length along dimension d (1), but for the last.
+--- Splits into at most n parts along dimension d (1), of equal length except the last.
 --- @return Tensor[] views
 function methods:chunk(n, d)
   local size = self:size(d or 1)
   return self:split(math.max(1, math.ceil(size / n)), d)
 end
 
---- In parts along dimension d (1): each `length` long but for the last, or of the lengths in a list.
+--- Splits along dimension d (1) into parts of `length`, of which the last may be shorter, or of the lengths in a list.
 --- @param length integer|integer[]
 --- @param d integer? 1
 --- @return Tensor[] views
@@ -69,7 +69,7 @@ function methods:split(length, d)
   end
   local sum = 0
   for _, n in ipairs(length) do sum = sum + n end
-  if sum ~= size then fail(('split: lengths of %d in all do not fit dimension %d of %s'):format(sum, d, shape_text(self))) end
+  if sum ~= size then fail(('split: lengths with the sum %d do not fit dimension %d of %s'):format(sum, d, shape_text(self))) end
   for _, n in ipairs(length) do
     parts[#parts + 1] = self:narrow(d, at, n)
     at = at + n
@@ -77,7 +77,7 @@ function methods:split(length, d)
   return parts
 end
 
---- Every index of dimension d (1), which goes away.
+--- Returns a view for each index of dimension d (1), without that dimension.
 --- @return Tensor[] views
 function methods:unbind(d)
   local parts = {}
@@ -85,7 +85,7 @@ function methods:unbind(d)
   return parts
 end
 
---- Windows along dimension d: x:unfold(1, size, step) has the windows' elements as a last dimension.
+--- Sliding windows along dimension d: x:unfold(1, size, step) has the elements of each window as the last dimension.
 --- @param d integer
 --- @param size integer of a window
 --- @param step integer from one window to the next
@@ -102,7 +102,8 @@ end
 
 -- ---- repeated -------------------------------------------------------------------------------------
 
---- The whole tensor repeated along each dimension: x:tile(2, 1). More numbers than dimensions: new ones in front.
+--- Repeats the whole tensor along each dimension: x:tile(2, 1). If there are more numbers than dimensions, new
+--- leading dimensions are added.
 --- @param ... integer
 --- @return Tensor
 function methods:tile(...)
@@ -112,7 +113,7 @@ function methods:tile(...)
     for _ = y:dim() + 1, n do y = y:unsqueeze(1) end
     for k = 1, n do
       local d, t, copies = y:dim() - n + k, times[k - 1], {}
-      if t < 0 then fail(('tile: %d is no number of times'):format(t)) end
+      if t < 0 then fail(('tile: %d is not a number of repetitions'):format(t)) end
       for i = 1, t do copies[i] = y end
       y = t == 0 and y:narrow(d, 1, 0) or t == 1 and y or creation.cat(copies, d)
     end
@@ -120,11 +121,11 @@ function methods:tile(...)
   end)
 end
 
---- torch's repeat, which is a word of Lua: x:repeat_(2, 1) is x:tile(2, 1).
+--- torch's repeat, a reserved word in Lua: x:repeat_(2, 1) is x:tile(2, 1).
 --- @return Tensor
-function methods:repeat_(...) return self:tile(...) end
+function methods:repeat_(...) return methods.tile(self, ...) end
 
---- Each element of dimension d (all in row-major order) n times.
+--- Repeats each element of dimension d n times; without d all elements, in row-major order.
 --- @return Tensor
 function methods:repeat_interleave(n, d)
   if not d then return self:reshape(-1):repeat_interleave(n, 1) end
@@ -140,7 +141,7 @@ local function numbers(x, first, last, step)
   return creation.arange(first, last, step, { dtype = 'i64', device = x.device })
 end
 
---- The elements of dimensions in the opposite order: x:flip(1), x:flip { 1, 2 }.
+--- Reverses dimensions: x:flip(1), x:flip { 1, 2 }.
 --- @param dims integer|integer[]
 --- @return Tensor
 function methods:flip(dims)
@@ -153,7 +154,7 @@ function methods:flip(dims)
   end)
 end
 
---- The elements of dimension d moved on by n places, those beyond the end to the front; without d in row-major order.
+--- Rotates the elements of dimension d by n; without d all elements, in row-major order.
 --- @return Tensor
 function methods:roll(n, d)
   if not d then return self:reshape(-1):roll(n, 1):view(self.shape, {}) end
@@ -167,27 +168,27 @@ end
 
 -- ---- triangles and diagonals ------------------------------------------------------------------------
 
--- Where column - row of the last two dimensions is compared with k: bool [M N].
+-- Returns a bool mask [M N] of where column - row compares to k in the last two dimensions.
 local function band(name, x, k, compare)
-  if x:dim() < 2 then fail(('%s: two dimensions at least are needed, not %s'):format(name, shape_text(x))) end
+  if x:dim() < 2 then fail(('%s: at least two dimensions are needed, not %s'):format(name, shape_text(x))) end
   local rows, columns = numbers(x, 1, x:size(-2), 1):unsqueeze(2), numbers(x, 1, x:size(-1), 1)
   local distance = columns - rows
   return distance[compare](distance, k or 0)
 end
 
---- The lower triangle of the last two dimensions, 0 above diagonal k (0).
+--- Returns the lower triangle of the last two dimensions, with 0 above diagonal k (0).
 --- @return Tensor
 function methods:tril(k)
   return scope.scope(function() return self:masked_fill(band('tril', self, k, 'gt'), 0) end)
 end
 
---- The upper triangle of the last two dimensions, 0 below diagonal k (0).
+--- Returns the upper triangle of the last two dimensions, with 0 below diagonal k (0).
 --- @return Tensor
 function methods:triu(k)
   return scope.scope(function() return self:masked_fill(band('triu', self, k, 'lt'), 0) end)
 end
 
---- Diagonal k (0) of the last two dimensions; of a vector the matrix that has it there.
+--- Returns diagonal k (0) of the last two dimensions, or the matrix with a vector on diagonal k.
 --- @return Tensor
 function methods:diag(k)
   k = k or 0

@@ -1,4 +1,4 @@
---- What the functions of tensors are given: shapes, dtypes, devices, dimensions, as C wants them.
+--- Converts arguments of tensor functions (shapes, dtypes, devices, dimensions) to what C takes.
 
 local common = require 'cr.tensor.common'
 
@@ -21,14 +21,14 @@ end
 local function refuse_names(name, sizes)
   for key in pairs(sizes) do
     if type(key) ~= 'number' then
-      fail(('%s: a list of sizes has no %s: options are a table of their own after it'):format(name, tostring(key)))
+      fail(('%s: a list of sizes has no %s: options are a separate table after it'):format(name, tostring(key)))
     end
   end
 end
 
---- Shape and options from (2, 3, {...}) or ({2, 3}, {...}); the shape as C wants it.
+--- Returns shape and options from (2, 3, {...}) or ({2, 3}, {...}), the shape in C's form.
 --- @param name string
---- @param kind Kind? of the options; nil: there are none
+--- @param kind Kind? the kind of the options; nil if there are none
 function M.shape_of(name, kind, ...)
   local n = select('#', ...)
   while n > 1 and select(n, ...) == nil do n = n - 1 end
@@ -49,13 +49,13 @@ function M.shape_of(name, kind, ...)
   return shape, n, arguments.want(name, kind or no_options, options)
 end
 
---- The same of a method's arguments: shape_of with a check of the tensor.
+--- The same for the arguments of a method: shape_of with a check of the tensor.
 function M.sizes_of(name, x, ...)
   if not alive(x) then arguments.want(('%s: call it as x:%s(...)'):format(name, name), common.alive, x) end
   return M.shape_of(name, nil, ...)
 end
 
--- What other programs call the dtypes.
+-- Names of dtypes in other programs.
 local dtype_aliases = {
   float = 'f32', float32 = 'f32', float16 = 'f16', half = 'f16', bfloat16 = 'bf16', float64 = 'f64', double = 'f64',
   uint8 = 'u8', byte = 'u8', int8 = 'i8', char = 'i8', int16 = 'i16', short = 'i16', int = 'i32', int32 = 'i32',
@@ -64,17 +64,17 @@ local dtype_aliases = {
 local dtype_names = { 'f32', 'f16', 'bf16', 'f64', 'u8', 'i8', 'i16', 'i32', 'i64', 'bool' }
 M.DTYPES = 'f32, f16, bf16, f64, u8, i8, i16, i32, i64 or bool'
 
---- "did you mean 'f32'?" for what another program calls torch.float32.
+--- Suggests a dtype for a name of another program: "did you mean 'f32'?" for torch.float32.
 function M.meant(name)
   local alias = dtype_aliases[name:gsub('^torch%.', ''):lower()]
   if alias then return ("did you mean '%s'?"):format(alias) end
-  if name:find '^fp?8' or name:find 'float8' then return 'floats of 8 bits are codes of layers: see cr.quant.' end
-  if name:find '^c' and name:find 'complex' or name:find '^cfloat' then return 'complex numbers are not handled.' end
+  if name:find '^fp?8' or name:find 'float8' then return '8-bit floats exist only as codes of quantized layers: see cr.quant.' end
+  if name:find '^c' and name:find 'complex' or name:find '^cfloat' then return 'complex numbers are not supported.' end
   return require 'cr.errors'.did_you_mean(name, dtype_names)
 end
 
---- The code of a dtype's name; f32's for nil.
---- @param name string of the function that asks, for messages
+--- Returns the code of a dtype, by default of f32.
+--- @param name string names the calling function in messages
 function M.dtype_code(name, dtype)
   if dtype == nil then dtype = 'f32' end
   local code = type(dtype) == 'string' and dtypes[dtype]
@@ -85,34 +85,34 @@ function M.dtype_code(name, dtype)
   return code
 end
 
---- The code of a device's name, or nil.
+--- Returns the code of a device's name, or nil.
 function M.code_of_device(device)
   if device == nil or device == 'cpu' then return C.CR_CPU end
   local card = type(device) == 'string' and device:match '^cuda:?(%d?%d?%d?)$'
   return card and C.CR_CUDA + (tonumber(card) or 0)
 end
 
---- The code of a device's name: 'cpu' -> 0, 'cuda' and 'cuda:0' -> 1, 'cuda:1' -> 2.
+--- Returns the code of a device's name, or fails: 'cpu' -> 0, 'cuda' and 'cuda:0' -> 1, 'cuda:1' -> 2.
 function M.device_code(name, device)
   local code = M.code_of_device(device)
   if not code then fail(('%s: unknown device %s: cpu, cuda or cuda:N'):format(name, arguments.shown(device))) end
   return code
 end
 
---- Raises that a tensor is needed, unless x is one.
+--- Fails unless x is a tensor.
 --- @return Tensor x
 function M.want_tensor(name, x)
   if not is_tensor(x) then fail(('%s: a tensor is needed, not %s'):format(name, arguments.shown(x))) end
   return x
 end
 
---- Raises why a tensor cannot be used any more, if it cannot.
+--- Fails if a tensor has been freed, and says why.
 function M.want_alive(name, t)
   local why = common.scope.why_freed(t)
   if why then fail(name .. ': ' .. why) end
 end
 
---- Dimension d (1-based, negative from the end) of a tensor that is alive, as C counts it.
+--- Converts dimension d of a tensor (from 1, negative from the end) to C's number.
 function M.dim_of(name, t, d)
   local rank = t.c.rank
   local k = d
@@ -124,8 +124,8 @@ function M.dim_of(name, t, d)
   return k - 1
 end
 
---- fn(x, ...) with x in f32 (f64 stays), where several operations in a row would lose what a half float rounds away and whole
---- numbers cannot hold; of a half float the result is one again.
+--- Calls fn(x, ...) with x in f32 (f64 stays), because in a chain of operations half floats would accumulate rounding
+--- errors, and whole numbers cannot hold fractions. For a half float the result is converted back.
 --- @param x Tensor
 --- @return Tensor
 function M.in_reals(x, fn, ...)

@@ -7,7 +7,7 @@ local arguments = require 'cr.arguments'
 
 local C = base.C
 
--- `ended` says who freed the tensor: 0 nobody, else the scope at places[ended].
+-- `ended` is the index in `places` of the scope that freed the tensor, or 0 if it was not freed.
 ffi.cdef 'typedef struct { cr_tensor c; int32_t ended; } cr_lua_tensor;'
 local tensor_type = ffi.typeof 'cr_lua_tensor'
 
@@ -21,9 +21,9 @@ M.is_tensor = is_tensor
 
 --- @type table<integer, string|false>
 local places = { [-1] = false }
-local numbers = {} -- [-1]: scopes of the library itself, and of functions of C
+local numbers = {} -- index -1 stands for scopes of the library itself and of C functions
 
--- The number of the place where the scope of a function ends.
+-- Returns the index of the place where the scope of a function ends.
 local function place_of(fn)
   if type(fn) ~= 'function' then return -1 end
   local info = debug.getinfo(fn, 'S')
@@ -43,30 +43,30 @@ local function place_of(fn)
   return number
 end
 
---- Why a tensor cannot be used: a sentence, or nil.
+--- Returns why a tensor cannot be used, or nil.
 --- @param t Tensor
 --- @return string?
 function M.why_freed(t)
   if t.c.storage ~= nil then return nil end
   local place = places[t.ended]
   if not place then return 'the tensor has been freed' end
-  return ('the tensor has been freed, since the scope that ends at %s did not return it: return it, or cr.keep it')
+  return ('the tensor has been freed, since the scope that ends at %s did not return it: return it, or call cr.keep')
     :format(place)
 end
 
 -- ---- scopes --------------------------------------------------------------------------------
 
--- One stack of scopes per coroutine, since tasks take turns inside their scopes.
+-- Each coroutine has its own stack of scopes, since tasks are interleaved inside their scopes.
 local scopes = setmetatable({}, { __mode = 'k' })
 local MAIN = {}
 
 local made -- see M.on_new
 
---- Has fn(tensor) called for each tensor that is made, while it is still empty.
+--- Installs fn(tensor), which is called for each new tensor before it is filled.
 --- @param fn function?
 function M.on_new(fn) made = fn end
 
---- A tensor to be filled by C, registered in the open scope of this coroutine.
+--- Makes an empty tensor for C to fill, and registers it in the open scope of this coroutine.
 --- @return Tensor
 function M.new()
   if C.cr_memory_pressure() ~= 0 then
@@ -80,16 +80,16 @@ function M.new()
   return t
 end
 
---- The tensor that C has filled, or C's message raised.
+--- Returns the tensor that C has filled, or raises C's message.
 --- @param out Tensor
---- @param rc integer what the function of C returned
+--- @param rc integer the result of the C function
 --- @return Tensor
 function M.filled(out, rc)
   if rc < 0 then base.raise() end
   return out
 end
 
---- Every tensor among values and inside tables of theirs, at any depth.
+--- Returns all tensors among some values and in nested tables.
 --- @return Tensor[]
 function M.tensors_of(...)
   local list, tables, seen = {}, {}, {}
@@ -103,7 +103,7 @@ function M.tensors_of(...)
   end
   for i = 1, select('#', ...) do look((select(i, ...))) end
   local k = 0
-  while k < #tables do -- and no recursion: tables may be chained as long as memory lasts
+  while k < #tables do -- a loop instead of recursion, since tables may be nested very deeply
     k = k + 1
     for key, value in next, tables[k] do
       look(key)
@@ -140,8 +140,8 @@ local function close_scope(key, scope, fn, ok, ...)
   return ...
 end
 
---- Runs fn(...) and frees every tensor made inside it, except those that it returns (alone, or in
---- returned tables, at any depth). Scopes nest; what is returned belongs to the scope around.
+--- Runs fn(...) and frees every tensor that is made inside it, except those that it returns, directly or in nested
+--- tables. Scopes can be nested; returned tensors belong to the outer scope.
 ---
 ---     local y = cr.scope(function() return (x * 2 + 1):sum() end)
 --- @param fn fun(...): ...
@@ -153,8 +153,8 @@ function M.scope(fn, ...)
   return close_scope(key, scope, fn, pcall(fn, ...))
 end
 
---- Takes tensors out of the scopes that are open: they live until they are freed or forgotten. For
---- caches that outlive the scope they are filled in.
+--- Removes tensors from all open scopes, so that they live until they are freed or garbage. It is for caches that
+--- outlive the scope in which they are filled.
 --- @param ... Tensor
 --- @return Tensor ... the same
 function M.keep(...)

@@ -1,4 +1,4 @@
---- Orders, running sums and statistics of tensors: methods.
+--- Tensor methods: cumulative sums, sorting and statistics.
 
 local common = require 'cr.tensor.common'
 local creation = require 'cr.tensor.creation'
@@ -13,7 +13,7 @@ local alive, maybe = common.alive, common.maybe
 --- @class Tensor
 local methods = {}
 
--- x with dimension d as the last one, and what turns a result back. Without d: all elements in a row.
+-- Applies fn to x with dimension d moved to the end and moves it back in the result. Without d, x is flattened.
 local function along(name, x, d, fn)
   if not d then return fn(x:reshape(-1)) end
   local dim = dim_of(name, x, d) + 1
@@ -34,17 +34,17 @@ local function scan(product)
   end
 end
 
---- Running sums along dimension d; without d over all elements in row-major order.
+--- Cumulative sum along dimension d, or over all elements in row-major order.
 --- @param d integer?
 --- @return Tensor
 function methods:cumsum(d) return along('cumsum', self, d, scan(0)) end
 
---- Running products along dimension d; without d over all elements in row-major order.
+--- Cumulative product along dimension d, or over all elements in row-major order.
 --- @param d integer?
 --- @return Tensor
 function methods:cumprod(d) return along('cumprod', self, d, scan(1)) end
 
---- The product of all elements, or along dimension d, which stays with size 1 if `keep`.
+--- The product of all elements, or along dimension d, which stays with size 1 if `keep` is true.
 --- @param d integer?
 --- @param keep boolean?
 --- @return Tensor
@@ -82,22 +82,22 @@ local function sorted(name, x, d, descending)
   end)
 end
 
---- The elements along dimension d (the last) in rising or falling order, and where each stood, from 1. Equal ones keep
---- their order; a nan is greater than every number.
+--- Sorts along dimension d (the last) in ascending or descending order. Returns the sorted elements and their
+--- original indices, from 1. The sort is stable, and a nan is greater than every number.
 --- @param d integer?
 --- @param descending boolean?
 --- @return Tensor
 --- @return Tensor i64
 function methods:sort(d, descending) return sorted('sort', self, d, descending) end
 
---- Where the elements along dimension d (the last) stand, from 1, in rising or falling order.
+--- Returns the indices, from 1, that sort dimension d (the last) in ascending or descending order.
 --- @return Tensor i64
 function methods:argsort(d, descending)
   local _, index = sorted('argsort', self, d, descending)
   return index
 end
 
---- The k greatest (or, with largest = false, least) elements along dimension d (the last), and where they stand, from 1.
+--- Returns the k largest (or, with largest = false, smallest) elements along dimension d (the last), and their indices, from 1.
 --- @param k integer
 --- @param d integer?
 --- @param largest boolean? true
@@ -113,7 +113,7 @@ function methods:topk(k, d, largest)
   end)
 end
 
---- The k-th least element along dimension d (the last), and where it stands, from 1.
+--- Returns the k-th smallest element along dimension d (the last), and its index, from 1.
 --- @return Tensor
 --- @return Tensor i64
 function methods:kthvalue(k, d)
@@ -125,17 +125,17 @@ function methods:kthvalue(k, d)
   end)
 end
 
---- The greatest along dimension d and where it is, from 1: x:max(d) and x:argmax(d) in one call.
+--- Returns the maximum along dimension d and its index, from 1: x:max(d) and x:argmax(d) in one call.
 --- @return Tensor
 --- @return Tensor i64
 function methods:max_at(d, keep) return self:max(d, keep), self:argmax(d, keep) end
 
---- The least along dimension d and where it is, from 1: x:min(d) and x:argmin(d) in one call.
+--- Returns the minimum along dimension d and its index, from 1: x:min(d) and x:argmin(d) in one call.
 --- @return Tensor
 --- @return Tensor i64
 function methods:min_at(d, keep) return self:min(d, keep), self:argmin(d, keep) end
 
---- The different elements, in rising order. Waits for a card.
+--- Returns the distinct elements in ascending order. It synchronizes with a card.
 --- @return Tensor [n]
 function methods:unique()
   return scope.scope(function()
@@ -149,7 +149,7 @@ end
 
 -- ---- statistics ---------------------------------------------------------------------------------------
 
--- How many elements a reduction takes for one result.
+-- Returns how many elements a reduction combines to one result.
 local function count(name, x, dims)
   if dims == nil then return x:numel() end
   local n, seen = 1, {}
@@ -161,10 +161,10 @@ local function count(name, x, dims)
   return n
 end
 
---- The variance over dimensions (all): of the population, or with a correction of 1 its estimate from a sample.
+--- The variance over dimensions (all): of a population, or with correction = 1 the unbiased estimate from a sample.
 --- @param dims integer|integer[]|nil
 --- @param keep boolean?
---- @param correction number? 0: how much less than their number the squares are divided by
+--- @param correction number? subtracted from the number of elements in the divisor (0)
 --- @return Tensor
 function methods:var(dims, keep, correction)
   local v = arithmetic.var(self, dims, keep)
@@ -182,7 +182,7 @@ function methods:std(dims, keep, correction)
   return scope.scope(function() return self:var(dims, keep, correction):sqrt() end)
 end
 
---- The p-norm (p = 2) over dimensions (all); p = math.huge: the greatest magnitude.
+--- The p-norm (p = 2) over dimensions (all). With p = math.huge it is the largest magnitude.
 --- @param p number?
 --- @param dims integer|integer[]|nil
 --- @param keep boolean?
@@ -200,7 +200,7 @@ function methods:norm(p, dims, keep)
   end)
 end
 
---- log(sum(e^x)) over dimensions (all), which does not overflow.
+--- log(sum(e^x)) over dimensions (all), computed without overflow.
 --- @param dims integer|integer[]|nil
 --- @param keep boolean?
 --- @return Tensor
@@ -222,10 +222,10 @@ function methods:log_softmax(d)
   end)
 end
 
--- Whether a row holds a nan, which then is what its statistics are.
+-- Returns whether a row contains a nan, which makes its statistics nan.
 local function nan_of(x, d) return x:isnan():max(d) end
 
---- The middle element along dimension d, of an even number the lower one; without d of all elements.
+--- The median along dimension d or of all elements; for an even number of elements the lower of the two middle ones.
 --- @param d integer?
 --- @return Tensor
 function methods:median(d)
@@ -239,12 +239,12 @@ function methods:median(d)
   end)
 end
 
---- Quantile q (0 to 1) along dimension d, between neighbours in proportion; without d of all elements.
+--- Quantile q (0 to 1) along dimension d or of all elements, with linear interpolation.
 --- @param q number
 --- @param d integer?
 --- @return Tensor
 function methods:quantile(q, d)
-  if q < 0 or q > 1 then fail(('quantile: q is %g, not from 0 to 1'):format(q)) end
+  if q < 0 or q > 1 then fail(('quantile: q must be from 0 to 1, not %g'):format(q)) end
   return scope.scope(function()
     local x = d and self or self:reshape(-1)
     local dim = d or 1
@@ -256,7 +256,7 @@ function methods:quantile(q, d)
   end)
 end
 
---- How many elements lie in each of `bins` (100) equal parts of low to high (the least and the greatest element).
+--- Counts the elements in each of `bins` (100) equal intervals from low to high (the minimum and the maximum).
 --- @param bins integer?
 --- @param low number?
 --- @param high number?
@@ -267,7 +267,7 @@ function methods:histc(bins, low, high)
     local x = self:reshape(-1):to 'f64'
     if not low or low == 0 and high == 0 then low, high = x:min():item(), x:max():item() end
     if low == high then low, high = low - 1, high + 1 end
-    if low > high or low ~= low or high ~= high then fail(('histc: nothing lies from %g to %g'):format(low, high)) end
+    if low > high or low ~= low or high ~= high then fail(('histc: low = %g must not be above high = %g'):format(low, high)) end
     local inside = x:ge(low):logical_and(x:le(high))
     local bin = ((x - low) * (bins / (high - low))):floor():clamp(0, bins - 1):to 'i64'
     local out = creation.zeros({ bins }, { device = self.device })
@@ -275,14 +275,14 @@ function methods:histc(bins, low, high)
   end)
 end
 
---- How often each whole number from 0 on occurs among the elements.
---- @param least integer? how many numbers at least are counted
+--- Counts how often each whole number from 0 on occurs.
+--- @param least integer? minimum length of the result
 --- @return Tensor i64 [n]
 function methods:bincount(least)
   return scope.scope(function()
     local x = self:reshape(-1):to 'i64'
     local n = x:numel() > 0 and x:max():item() + 1 or 0
-    if n > 0 and x:min():item() < 0 then fail 'bincount: a negative number is not counted' end
+    if n > 0 and x:min():item() < 0 then fail 'bincount: negative numbers cannot be counted' end
     local out = creation.zeros({ math.max(n, least or 0) }, { dtype = 'i64', device = self.device })
     return x:numel() > 0 and out:index_add_(1, x + 1, creation.ones({ x:numel() }, { dtype = 'i64', device = self.device })) or out
   end)

@@ -1,4 +1,4 @@
---- Tensors seen in other ways, without copying: methods.
+--- Tensor methods that return views, without copying.
 
 local common = require 'cr.tensor.common'
 local operands = require 'cr.tensor.operands'
@@ -10,7 +10,7 @@ local new, filled, shape_type = common.new, common.filled, common.shape_type
 local methods = {}
 local sizes_of, dim_of, shape_text = operands.sizes_of, operands.dim_of, operands.shape_text
 
---- The same elements in another shape, one size may be -1; never copies.
+--- Returns a view with another shape, in which one size may be -1. It never copies.
 --- @return Tensor
 function methods:view(...)
   local shape, rank = sizes_of('view', self, ...)
@@ -18,7 +18,7 @@ function methods:view(...)
   return filled(out, C.cr_view(out.c, self.c, rank, shape))
 end
 
---- Like view, but copies if the layout asks for it.
+--- Like view, but copies if the layout requires it.
 --- @return Tensor
 function methods:reshape(...)
   local shape, rank = sizes_of('reshape', self, ...)
@@ -30,12 +30,12 @@ function methods:reshape(...)
   return out
 end
 
---- Dimensions in another order: x:permute(1, 3, 4, 2).
+--- Permutes dimensions: x:permute(1, 3, 4, 2).
 --- @return Tensor
 function methods:permute(...)
   local dims, rank = sizes_of('permute', self, ...)
   if rank ~= self.c.rank then
-    fail(('permute: %s has %d dimensions, %d are named'):format(shape_text(self), self.c.rank, rank))
+    fail(('permute: %s has %d dimensions, but %d are given'):format(shape_text(self), self.c.rank, rank))
   end
   for i = 0, rank - 1 do dims[i] = dim_of('permute', self, dims[i]) end
   local out = new()
@@ -53,11 +53,11 @@ function methods:transpose(a, b)
   return filled(out, C.cr_permute(out.c, self.c, dims))
 end
 
---- Swaps the last two dimensions: a matrix's transpose. What has less than two is its own.
+--- Swaps the last two dimensions: the transpose of a matrix. A tensor with fewer dimensions is returned unchanged.
 --- @return Tensor
 function methods:t() return self.c.rank < 2 and self or self:transpose(-2, -1) end
 
---- Indices first..last of dimension d, in steps.
+--- Returns the indices first..last of dimension d, with a step.
 --- @return Tensor
 function methods:slice(d, first, last, step)
   local dim = dim_of('slice', self, d)
@@ -69,11 +69,11 @@ function methods:slice(d, first, last, step)
   return filled(out, C.cr_slice(out.c, self.c, dim, first - 1, last, step or 1))
 end
 
---- `length` indices of dimension d from `first` on.
+--- Returns `length` indices of dimension d from `first` on.
 --- @return Tensor
 function methods:narrow(d, first, length) return self:slice(d, first, first + length - 1) end
 
---- One index of dimension d, which goes away.
+--- Returns one index of dimension d, without that dimension.
 --- @return Tensor
 function methods:select(d, index)
   local dim = dim_of('select', self, d)
@@ -82,7 +82,7 @@ function methods:select(d, index)
   return filled(out, C.cr_select(out.c, self.c, dim, index - 1))
 end
 
---- Without dimension d, which must have size 1; without d: without all of size 1.
+--- Removes dimension d, which must have size 1, or by default all dimensions of size 1.
 --- @return Tensor
 function methods:squeeze(d)
   local only = d and dim_of('squeeze', self, d) + 1
@@ -94,17 +94,17 @@ function methods:squeeze(d)
   return self:view(shape, {})
 end
 
---- With a new dimension of size 1 at place d.
+--- Inserts a dimension of size 1 at position d.
 --- @return Tensor
 function methods:unsqueeze(d)
   local shape = self.shape
   if d < 0 then d = #shape + 2 + d end
-  if d < 1 or d > #shape + 1 then fail(('unsqueeze: %s has no place %d'):format(shape_text(self), d)) end
+  if d < 1 or d > #shape + 1 then fail(('unsqueeze: %s has no position %d'):format(shape_text(self), d)) end
   table.insert(shape, d, 1)
   return self:view(shape, {})
 end
 
---- Dimensions a..b as one.
+--- Flattens dimensions a..b to one.
 --- @return Tensor
 function methods:flatten(a, b)
   a, b = dim_of('flatten', self, a or 1) + 1, dim_of('flatten', self, b or -1) + 1
@@ -120,7 +120,7 @@ function methods:flatten(a, b)
   return self:reshape(shape, {})
 end
 
---- Sizes of 1 repeated to a shape, without copying; -1 keeps a size.
+--- Expands dimensions of size 1 to a shape, without copying; -1 keeps a size.
 --- @return Tensor
 function methods:expand(...)
   local shape, rank = sizes_of('expand', self, ...)

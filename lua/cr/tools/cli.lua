@@ -1,4 +1,4 @@
---- Options of scripts, over lua-argparse.
+--- Parses options of scripts, on top of lua-argparse.
 --
 --     local args = cli.parse(arg, {
 --       name = 'lipsync', summary = 'Makes a face say what a voice says.',
@@ -15,10 +15,11 @@
 --     })
 --     args.video, args.steps, args.no_label (dashes become underscores)
 --
--- Options are rows of cr.schema, with dashes before their names; `settings:options()` gives those of a schema.
--- argparse parses and knows the usage; added here: types and ranges, one line of help an option with unit and
--- default, values that begin with a dash, and errors as one sentence: exit code 2 for an unknown option or a value of
--- the wrong type, 1 for the rest. A repeated option's last value wins, unless it takes many, or one for each person.
+-- Options are rows of cr.schema, with dashes before their names; `settings:options()` returns those of a schema.
+-- argparse parses the words. This file adds types and ranges, one line of help for each option with unit and default,
+-- values that begin with a dash, and errors as one sentence. The exit status is 2 for an unknown option or a value of
+-- the wrong type, and 1 for other errors. If an option is repeated, the last value counts, unless the option takes
+-- many, or one for each person.
 
 local errors = require 'cr.errors'
 local files = require 'cr.files'
@@ -31,7 +32,7 @@ local M = {
 
 local function key_of(spec) return spec.key or (spec[1]:gsub('^%-+', ''):gsub('-', '_')) end
 
--- argparse's errors are ours: a converter raises.
+-- Converters raise our own errors, which argparse passes on.
 local function converter(spec)
   return function(text)
     local value, problem, code = schema.read(spec, text)
@@ -52,8 +53,9 @@ local function describe(spec)
   return (spec.help or '') .. (#notes > 0 and ' (' .. table.concat(notes, ', ') .. ')' or '')
 end
 
--- `--seed -1`, `--video -x.mp4`: what follows a name that takes a value is its value, unless it is the name of another
--- option or begins as long names do (`--video=--x.mp4` says that it is a value); argparse would take it for an option.
+-- Handles `--seed -1` and `--video -x.mp4`: the word after an option that takes a value is its value, unless it is
+-- another option or begins with two dashes (write `--video=--x.mp4` then). argparse would take such a word for an
+-- option.
 local function join_values(arg, known, takes_value)
   local out, i = {}, 1
   while i <= #arg do
@@ -101,7 +103,7 @@ local function metavar(option)
   return option.metavar or kind and kind.metavar or 'VALUE'
 end
 
--- What must be given, and that there is more: argparse would list every option.
+-- Returns a short usage line with the required arguments only, since argparse would list every option.
 local function usage(spec)
   local words, more = { 'Usage: crescent ' .. spec.name }, false
   for _, option in ipairs(spec.options or {}) do
@@ -125,7 +127,7 @@ local function load_argparse()
   return argparse
 end
 
---- Lists of options as one list.
+--- Joins lists of options.
 function M.join(...)
   local all = {}
   for i = 1, select('#', ...) do
@@ -134,13 +136,13 @@ function M.join(...)
   return all
 end
 
---- What `--device NAME` stands for: see cr.cuda.choose.
+--- Resolves `--device NAME`; see cr.cuda.choose.
 function M.device(name)
   if name == 'cpu' then return 'cpu' end
   return require 'cr.cuda'.choose(name, '--device')
 end
 
---- Parses a script's arguments, or prints its help and ends.
+--- Parses the arguments of a script, or prints its help and exits.
 --- @param arg string[]
 --- @param spec table {name=, summary=, options={...}, positional={...}, epilog=}: see the top of cli.lua
 --- @return table<string, any>
@@ -171,7 +173,7 @@ function M.parse(arg, spec)
     parser:argument(argument[1]):target(key_of(argument)):description(describe(argument))
         :convert(converter(argument)):args(args)
   end
-  parser:flag '-h --help':description 'print this and end':action(function()
+  parser:flag '-h --help':description 'print this help and exit':action(function()
     io.stdout:write(parser:get_help(), '\n')
     os.exit(0, true)
   end)

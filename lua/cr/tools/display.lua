@@ -1,11 +1,11 @@
---- Tensors as pictures: as 8-bit RGB, in a terminal, in a PNG.
+--- Shows tensors as pictures: converts them to 8-bit RGB, for a terminal or a PNG.
 --
 --     local display = require 'cr.tools.display'
 --     display.show(frames)                  -- [H W C], [N H W C], a list of pictures, ...
 --     display.save('faces.png', frames)
 --
--- Terminals show pictures by kitty's, iTerm2's or the sixel protocol; in all others a character shows
--- two pixels, one above the other.
+-- Pictures are sent by kitty's, iTerm2's or the sixel protocol. In other terminals each character shows two pixels,
+-- one above the other.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -15,16 +15,16 @@ local terminal = require 'cr.tools.terminal'
 
 local M = {}
 
-local MOST = 8            -- pictures shown of a batch
+local MOST = 8            -- largest number of pictures shown of a batch
 local IN_A_ROW = 4
 local GAP = 2             -- pixels between them
-local BLOCK_LINES = 30    -- text lines that a picture of half blocks takes at most
-local PIXEL_LINES = 24    -- the same for pictures of pixels
+local BLOCK_LINES = 30    -- largest height in text lines of a picture of half blocks
+local PIXEL_LINES = 24    -- the same for pictures made of pixels
 local SMALL = 160         -- pictures narrower than this are enlarged
 
 -- ---- to RGB -------------------------------------------------------------------------------------
 
--- The pictures in a tensor or list as [H W C] each.
+-- Returns the pictures in a tensor or list, each as [H W C].
 local function pictures_of(x)
   local list = {}
   if type(x) == 'table' and type(x.rgb) == 'function' then x = x:rgb() end -- a decoded frame
@@ -35,14 +35,14 @@ local function pictures_of(x)
     return list
   end
   local rank = x:dim()
-  if rank < 2 then base.fail('show: a picture needs two dimensions at least, not ' .. tensor.shape_text(x) .. '; :plot shows curves') end
+  if rank < 2 then base.fail('show: a picture needs at least two dimensions, not ' .. tensor.shape_text(x) .. '; :plot shows curves') end
   if x:numel() == 0 then base.fail('show: ' .. tensor.shape_text(x) .. ' has no pixels') end
   if rank == 2 then return { x:unsqueeze(3) } end
   local channels = x:size(-1)
   if rank == 3 and channels <= 4 then
     if channels == 1 or channels == 3 then return { x } end
     if channels == 4 and x.dtype == 'u8' then return { x:narrow(3, 1, 3) } end
-    for c = 1, channels do list[c] = x:narrow(3, c, 1) end -- latents: a picture for each channel
+    for c = 1, channels do list[c] = x:narrow(3, c, 1) end -- such as latents: one picture for each channel
     return list
   end
   if rank == 3 then x = x:unsqueeze(4) end
@@ -58,7 +58,7 @@ local function pictures_of(x)
   return list, lead
 end
 
--- How numbers become 0 .. 255: an offset, a factor, and a word on it.
+-- Returns the offset and the factor that map numbers to 0 .. 255, and a note about the range.
 local function range_of(list)
   local first = list[1]
   if first.dtype == 'u8' then return 0, 1 end
@@ -69,7 +69,7 @@ local function range_of(list)
     low, high = math.min(low, f:min():item()), math.max(high, f:max():item())
   end
   if low ~= low or high ~= high or low == -math.huge or high == math.huge then
-    return 0, 255, 'nan or inf inside'
+    return 0, 255, 'contains nan or inf'
   end
   local colored = first:size(3) == 3
   if low >= -0.01 and high <= 1.01 then return 0, 255 end
@@ -99,12 +99,12 @@ local function grid(list)
   return sheet
 end
 
---- A tensor as a picture. Floats in 0..1, in -1..1 (of three channels) or in 0..255 are taken so, all
---- others spread over what they span; batches become a sheet of at most 8; other than 1 or 3 channels
---- stand side by side.
+--- Converts a tensor to a picture. Floats in 0..1, in -1..1 (with three channels) or in 0..255 are recognized as
+--- such; others are scaled from their minimum and maximum. A batch becomes a sheet of at most 8 pictures. If there
+--- are not 1 or 3 channels, the channels are shown side by side.
 --- @param x Tensor|VideoFrame|table [H W], [H W C], [N H W C] or more, any dtype and device; or a list of such
 --- @return Tensor u8 [H W 3] on the CPU
---- @return string? a word on what was done to the numbers
+--- @return string? a note about the scaling
 function M.rgb(x)
   if not tensor.is_tensor(x) and type(x) ~= 'table' then
     base.fail('show: a tensor or a list of them is needed, not ' .. type(x))
@@ -132,7 +132,7 @@ end
 
 -- ---- to a terminal ------------------------------------------------------------------------------
 
--- Within a box, small ones enlarged by whole factors.
+-- Fits a picture into a box; small ones are enlarged by whole factors.
 local function fitted(rgb, width, height, enlarge)
   local nn = require 'cr.nn'
   local H, W = rgb:size(1), rgb:size(2)
@@ -148,7 +148,7 @@ end
 
 local levels = { [0] = 0, 95, 135, 175, 215, 255 }
 
--- The nearest of xterm's 6 x 6 x 6 cube and its 24 greys.
+-- Returns the nearest colour of xterm's 6 x 6 x 6 cube and 24 greys.
 local function color_256(r, g, b)
   local function level(v) return v < 48 and 0 or v < 115 and 1 or math.floor((v - 35) / 40) end
   local i, j, k = level(r), level(g), level(b)
@@ -246,7 +246,7 @@ local function sixel(rgb)
   return data and data ~= '' and data .. '\n' or nil
 end
 
---- The bytes that show a picture in a terminal.
+--- Encodes a picture for a terminal.
 --- @param rgb Tensor u8 [H W 3], on the CPU
 --- @param options table? {protocol = 'kitty'|'iterm2'|'sixel'|'blocks' (the terminal's),
 ---   columns, rows (the terminal's), colors = 'true'|'256'|'none'}

@@ -1,12 +1,12 @@
---- Pictures with words on them, by cairo: labels of contact sheets.
+--- Draws pictures and text with cairo, for labels of contact sheets.
 --
 --     local canvas = draw.canvas(640, 480)
 --     canvas:text(10, 20, 14, 'ddim, 20 steps')
 --     canvas:picture(face, 10, 30)
 --     media.write_picture('sheet.png', canvas:finish())
 --
--- Coordinates are pixels from the upper left corner, colours 0xRRGGBB. cairo comes with FFmpeg's
--- libraries, which need it themselves.
+-- Coordinates are pixels from the upper left corner, colours 0xRRGGBB. cairo is always present with FFmpeg's
+-- libraries, which depend on it.
 
 local ffi = require 'ffi'
 local lfs = require 'lfs'
@@ -44,7 +44,7 @@ local RGB24, MOST = 1, 32767 -- cairo's format of 32-bit pixels; its largest sid
 local library
 local function cairo()
   if not library then
-    -- The tarball of make dist brings a font: a bare system has none, and what cairo falls back on knows ASCII alone.
+    -- The tarball of make dist contains a font, because a minimal system has none, and cairo's fallback covers ASCII only.
     local fonts = base.root .. '/fonts/fonts.conf'
     if (os.getenv 'FONTCONFIG_FILE' or '') == '' and lfs.attributes(fonts) then uv.os_setenv('FONTCONFIG_FILE', fonts) end
     library = base.system_library 'libcairo.so.2'
@@ -61,19 +61,19 @@ end
 local Canvas = {}
 Canvas.__index = Canvas
 
---- An empty picture, white unless said otherwise.
+--- Makes an empty picture, white by default.
 --- @param width integer pixels, 1 to 32767
 --- @param height integer
 --- @param color integer? 0xRRGGBB
 --- @return Canvas
 function M.canvas(width, height, color)
   if width < 1 or height < 1 or width > MOST or height > MOST then
-    base.fail(('draw: a picture of %d x %d cannot be drawn: sides are 1 to %d'):format(width, height, MOST))
+    base.fail(('draw: a picture of %d x %d cannot be drawn: sides must be 1 to %d'):format(width, height, MOST))
   end
   local c = cairo()
   local surface = ffi.gc(c.cairo_image_surface_create(RGB24, width, height), c.cairo_surface_destroy)
   if c.cairo_surface_status(surface) ~= 0 then
-    base.fail(('draw: no memory for a picture of %d x %d'):format(width, height))
+    base.fail(('draw: there is no memory for a picture of %d x %d'):format(width, height))
   end
   local self = setmetatable({ width = width, height = height, surface = surface }, Canvas)
   self.context = ffi.gc(c.cairo_create(surface), c.cairo_destroy)
@@ -86,7 +86,7 @@ local function set_color(self, color)
     bit.band(color, 255) / 255)
 end
 
---- A filled rectangle.
+--- Draws a filled rectangle.
 function Canvas:rectangle(x, y, width, height, color)
   set_color(self, color)
   library.cairo_rectangle(self.context, x, y, width, height)
@@ -98,8 +98,8 @@ local function set_font(self, size, bold)
   library.cairo_set_font_size(self.context, size)
 end
 
---- How many pixels a text takes.
---- @param size number of the font
+--- Returns the width of a text in pixels.
+--- @param size number font size in pixels
 --- @param words string UTF-8
 --- @param bold boolean?
 --- @return number
@@ -110,12 +110,12 @@ function Canvas:text_width(size, words, bold)
   return extents.x_advance
 end
 
---- Words that begin at x, on the line y.
---- @param options table? {color = 0x222222, bold = boolean, width = pixels after which they are cut short}
+--- Draws text that begins at x on the baseline y.
+--- @param options table? {color = 0x222222, bold = boolean, width = pixels after which the text is cut}
 function Canvas:text(x, y, size, words, options)
   local o = options or {}
   if o.width and self:text_width(size, words, o.bold) > o.width then
-    -- Whole characters of UTF-8 are taken off.
+    -- Whole UTF-8 characters are removed.
     repeat words = words:gsub('[^\128-\191][\128-\191]*$', '') until words == '' or
       self:text_width(size, words .. '…', o.bold) <= o.width
     words = words .. '…'
@@ -126,13 +126,13 @@ function Canvas:text(x, y, size, words, options)
   library.cairo_show_text(self.context, words)
 end
 
--- The pixels: blue, green, red and a byte that nobody reads.
+-- Returns the pixels: blue, green, red and an unused byte.
 local function pixels(self)
   library.cairo_surface_flush(self.surface)
   return library.cairo_image_surface_get_data(self.surface), library.cairo_image_surface_get_stride(self.surface)
 end
 
---- A picture with its upper left corner at (x, y); what lies outside is left out.
+--- Draws a picture with its upper left corner at (x, y), clipped to the canvas.
 --- @param picture Tensor u8 [H W 3] on the CPU
 --- @param x integer
 --- @param y integer
@@ -152,7 +152,7 @@ function Canvas:picture(picture, x, y)
   end)
 end
 
---- What was drawn.
+--- Returns the finished picture.
 --- @return Tensor u8 [H W 3]
 function Canvas:finish()
   local out = tensor.empty({ self.height, self.width, 3 }, { dtype = 'u8' })

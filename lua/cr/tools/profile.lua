@@ -1,13 +1,13 @@
---- What each kind of operation of a piece of code costs a card, and how far that is from the card's limits.
+--- Measures the time of each kind of operation of some code on a card, and compares it to the card's limits.
 --
 --     local profile = require 'cr.tools.profile'
 --     local rows = profile.run(function() return denoiser:call(x, 2) end)
 --     print(profile.table(rows))
 --
--- cr.trace waits for every operation, so what takes microseconds drowns in the waiting. Here each kind
--- (operation, dtype and shapes) is measured where it first comes: with its own operands it is recorded
--- many times over and the recording replayed, as it runs inside a recorded step. Differs from a step:
--- an operand smaller than the second-level cache may still lie there from the round before.
+-- cr.tools.trace synchronizes after every operation, which hides times of microseconds. Here each kind (operation,
+-- dtype and shapes) is measured at its first call: the call is captured many times into a graph, which is replayed,
+-- as in a recorded step. One difference to a real step remains: an operand smaller than the L2 cache may still be in
+-- it from the previous round.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -18,27 +18,27 @@ local C = base.C
 
 local M = {}
 
---- A card's limits: an H200's tensor cores with dense float16 (nominal, and what the best product of
---- its library reaches) and 8-bit floats, and its memory (nominal 4.8; what a copy reaches).
+--- The limits of an H200: FLOP/s of its tensor cores with dense float16 (nominal, and what the library's best GEMM
+--- reaches) and 8-bit floats, and bytes per second of its memory (what a copy reaches; nominally 4.8e12).
 M.limits = { nominal = 989e12, f16 = 726e12, fp8 = 1452e12, memory = 4.25e12 }
 
 --- @class ProfileRow
 --- @field name string operation
---- @field inputs string shapes that went in
+--- @field inputs string shapes of the inputs
 --- @field shape string of the result
 --- @field dtype string
 --- @field calls integer
---- @field kernels number kernels, copies and fills of one call
+--- @field kernels number number of kernels, copies and fills of one call
 --- @field each number seconds of one call
---- @field flops number multiplications and additions of one call, 0 where the matrix unit has no part
---- @field bytes number operands and result, each once
---- @field least number seconds that the limits allow
+--- @field flops number multiplications and additions of one call, 0 for operations without matrix products
+--- @field bytes number bytes of operands and result, each counted once
+--- @field least number shortest time in seconds that the limits allow
 --- @field place string? the line that called first
---- @field apart boolean? whether it was not recorded
+--- @field apart boolean? whether the call could not be captured
 
 local function is_struct(x) return type(x) == 'cdata' and ffi.istype('cr_tensor', x) and x ~= nil and x.storage ~= nil end
 
--- Bytes that a view reaches: what is only repeated counts once.
+-- Returns the bytes that a view covers; repeated elements count once.
 local function reach(t)
   local n = C.cr_dtype_size(t.dtype)
   for i = 0, t.rank - 1 do
@@ -77,10 +77,10 @@ local function work_of(name, ...)
   return flops_of[name] and flops_of[name](out, select(2, ...)) or 0, bytes
 end
 
--- Seconds of one call and its nodes; nil if it cannot be recorded.
+-- Returns the seconds of one call and its number of graph nodes, or nil if it cannot be captured.
 local function measured(device, seconds, f, ...)
   local graph = ffi.new 'cr_graph *[1]'
-  -- Long enough that launching the recording does not count.
+  -- The graph runs long enough that its launch does not matter.
   local times = math.max(2, math.min(64, math.ceil(4e-3 / seconds)))
   if C.cr_graph_begin(device) < 0 then return nil end
   for _ = 1, times do
@@ -105,16 +105,16 @@ local function measured(device, seconds, f, ...)
   end
   C.cr_graph_free(graph[0])
   if #rounds < 4 then return nil end
-  table.remove(rounds, 1) -- brings the recording to the card
+  table.remove(rounds, 1) -- the first round uploads the graph to the card
   table.sort(rounds)
   return rounds[1], nodes / times
 end
 
---- Runs fn(...), whose operations must be on a card, and measures each kind of them.
+--- Runs fn(...), whose operations must be on a card, and measures each kind of operation.
 --- @param fn function
---- @return ProfileRow[] those that cost most first
---- @return ... what fn returned; its numbers may differ from an undisturbed run's, since an operation that adds to its
----   own result was repeated
+--- @return ProfileRow[] sorted by total time, longest first
+--- @return ... the results of fn; they may differ from those of a normal run, since operations that accumulate into
+---   their result were repeated
 function M.run(fn, ...)
   local rows, by_key = {}, {}
   local before
@@ -126,7 +126,7 @@ function M.run(fn, ...)
     local e = trace.describe(name, ...)
     local device = e.device_code or 0
     if device == 0 then return rc end
-    C.cr_device_synchronize(device) -- so that the next one begins on an idle card
+    C.cr_device_synchronize(device) -- so that the next operation starts on an idle card
     local first = clock() - start
     local key = table.concat({ e.name, e.dtype, e.inputs, e.shape }, ' ')
     local row = by_key[key]
@@ -151,7 +151,7 @@ function M.run(fn, ...)
   return finish(pcall(fn, ...))
 end
 
--- What rows add up to.
+-- Sums rows.
 local function total_of(rows)
   local sum = { calls = 0, seconds = 0, kernels = 0, flops = 0, bytes = 0, least = 0 }
   for _, r in ipairs(rows) do
@@ -172,8 +172,8 @@ local function text_of(name, calls, kernels, seconds, flops, bytes, least, whole
     ('%.0f'):format(100 * least / seconds), ('%.3f'):format(lost * 1e3), what)
 end
 
---- Rows as text: by operation, then each kind. `limit %` is the time that the card's limits (M.limits: the reached ones)
---- allow by the time it took, `loss ms` what it took beyond.
+--- Formats rows as text, first by operation, then by kind. `limit %` is the shortest possible time (by the reachable
+--- limits in M.limits) relative to the measured time, `loss ms` their difference.
 --- @param rows ProfileRow[]
 --- @param options table? {rows = 60}
 --- @return string
@@ -210,12 +210,12 @@ function M.table(rows, options)
     if i <= most then
       line(r.name, r.calls, r.calls * r.kernels, seconds, r.calls * r.flops, r.calls * r.bytes, r.calls * r.least,
         sum.seconds, seconds - r.calls * r.least,
-        ('%s -> %s %s%s'):format(r.inputs, r.shape, r.dtype, r.apart and ' (not recorded: with its launch)' or ''))
+        ('%s -> %s %s%s'):format(r.inputs, r.shape, r.dtype, r.apart and ' (not captured: includes its launch)' or ''))
     else
       left.n, left.seconds = left.n + 1, left.seconds + seconds
     end
   end
-  if left.n > 0 then lines[#lines + 1] = ('  ... %d kinds more, %.3f ms'):format(left.n, left.seconds * 1e3) end
+  if left.n > 0 then lines[#lines + 1] = ('  ... %d more kinds, %.3f ms'):format(left.n, left.seconds * 1e3) end
   return table.concat(lines, '\n')
 end
 

@@ -1,12 +1,12 @@
---- What the program `crescent` does with its command line, and how errors end it.
+--- The main function of the program `crescent`: handles the command line, and ends the program on errors.
 --
--- Called once by core/main.c with a table `host`; returns the exit status. Loads nothing but what
--- the command needs: `cr` is required when a script or the prompt first names it.
+-- core/main.c calls it once with a table `host`; it returns the exit status. It loads only what the command needs:
+-- `cr` is loaded when a script or the prompt first uses it.
 
 local host = ...
 
--- What lies in the current folder, beside a checkpoint from elsewhere for example, must not run:
--- only absolute places are searched, whether Lua's own defaults or LUA_PATH name the others.
+-- Modules in the current folder, for example beside a downloaded checkpoint, must not be loaded. So only absolute
+-- paths are searched, even if Lua's defaults or LUA_PATH contain relative ones.
 local function absolute_places(path)
   local kept = {}
   for place in path:gmatch '[^;]+' do
@@ -22,8 +22,7 @@ local errors = require 'cr.errors'
 local registry = debug.getregistry()
 local tracing = os.getenv 'CR_TRACEBACK' == '1'
 
--- The script runs from scripts/ by its name, so that positions in our files say nothing to whoever
--- ran it.
+-- The script in scripts/ was run by its name, so positions in our files mean nothing to the user.
 local named_script = false
 
 local function version_line() return 'crescent ' .. require 'cr'.version:match '^%d+%.%d+' end
@@ -39,7 +38,7 @@ local function script_names()
   return names
 end
 
--- `cr`, `nn`, ... in -e, on standard input and at the prompt, loaded when first named.
+-- Globals in -e, on standard input and at the prompt, which are loaded on first use.
 local modules = {
   cr = 'cr', nn = 'cr.nn', weights = 'cr.weights', media = 'cr.media', image = 'cr.image', cli = 'cr.tools.cli',
   uv = 'luv', schedulers = 'cr.schedulers', latentsync = 'models.latentsync',
@@ -57,11 +56,11 @@ local function name_modules()
   })
 end
 
--- Whoever loads luv gets it on the core's loop, before it makes one of its own.
+-- require 'luv' returns luv on the core's loop, so that luv does not create its own loop.
 package.preload.luv = function() return require 'cr.loop'.uv end
 
--- The event loop, if the script has come to need it. A module that failed to load leaves a mark
--- behind that is no table.
+-- Returns the event loop if the script has loaded it. A module that failed to load leaves a value that is not a
+-- table.
 local function loaded_loop()
   local loop = package.loaded['cr.loop']
   return type(loop) == 'table' and loop or nil
@@ -72,14 +71,14 @@ local function finish_films()
   if type(writer) == 'table' then writer.finish_open() end
 end
 
--- One line, whatever was raised.
+-- Formats any error as one line.
 local function sentence(err)
   local text
   if errors.is_failure(err) then
     text = err.message
   elseif type(err) == 'string' then
     text = err
-    -- Lua's own complaints are bugs of a script, and their position says where.
+    -- Lua's own errors are bugs in a script, so their position is kept.
     local bug = text:find 'attempt to ' or text:find 'bad argument' or text:find 'stack overflow'
     if named_script and not bug then
       local position, rest = text:match '^([^\n]-%.lua):%d+: (.*)$'
@@ -87,7 +86,7 @@ local function sentence(err)
           (position:sub(1, 3) == '...' or position:sub(1, #host.root) == host.root)
       if ours then text = rest end
     end
-    -- The list of places that were searched.
+    -- Removes the list of searched places.
     text = text:gsub("(module '[^']*' not found):\n.*", '%1')
   elseif type(err) == 'table' and type(rawget(err, 'message')) == 'string' then
     text = err.message
@@ -110,7 +109,7 @@ local function traced(err)
   return { err = err, trace = loop and loop.traceback_of(err) or debug.traceback(text, 2) }
 end
 
--- A handler costs the message of a stack overflow, which leaves it no stack to run on.
+-- An error handler would lose the message of a stack overflow, because it could not run then.
 local function protected(fn)
   local ok, problem
   if tracing then
@@ -132,7 +131,7 @@ function _G.print(...)
 end
 jit.off(_G.print) -- compiled code loses the failure of the write
 
--- A script may end itself. Where it says that all went well, that is to be true.
+-- A script may call os.exit. It must not report success if output could not be written.
 local exit = os.exit
 function os.exit(code, close) -- luacheck: ignore
   if code == nil or code == true or code == 0 then
@@ -146,7 +145,7 @@ function os.exit(code, close) -- luacheck: ignore
   exit(code, close)
 end
 
--- Runs a chunk and what it left on the loop; closers of unfinished tasks run in any case.
+-- Runs a chunk, then the tasks that it left on the loop. The closers of unfinished tasks run in any case.
 local function run(chunk, ...)
   local args, n = { ... }, select('#', ...)
   local ok, problem = protected(function()
@@ -176,12 +175,12 @@ local function set_arguments(first, script)
   return unpack(arg, 1, #arg)
 end
 
--- A script finds modules in its own folder, after those of the program.
+-- A script can load modules from its own folder, after those of the program.
 local function search_beside(path)
   local folder = path:match '^(.*)/[^/]*$' or '.'
   if folder == '' then folder = '/' end
   if folder:sub(1, 1) ~= '/' then folder = require 'lfs'.currentdir() .. '/' .. folder end
-  if folder:find '[;?]' then return end -- no place of package.path can name it
+  if folder:find '[;?]' then return end -- package.path cannot contain such a folder
   package.path = ('%s;%s/?.lua;%s/?/init.lua'):format(package.path, folder, folder)
   package.cpath = ('%s;%s/?.so'):format(package.cpath, folder)
 end
@@ -222,8 +221,8 @@ local function prompt()
   local loop = loaded_loop()
   if loop then pcall(loop.cancel_all, 'cancelled') end
   if ok then ok, problem = protected(finish_films) end
-  if ok then return (host.signal() == 15 or host.signal() == 1) and 130 or 0 end -- (core/main.c makes it 128 + signal)
-  if host.interrupted() then -- before it could deal with that itself
+  if ok then return (host.signal() == 15 or host.signal() == 1) and 130 or 0 end -- core/main.c converts it to 128 + signal
+  if host.interrupted() then -- interrupted before the script could handle it
     report 'interrupted'
     return 130
   end
@@ -239,7 +238,7 @@ local function run_named(name)
     named_script = true
     return run_file(path, 1)
   end
-  report(("there is no command '%s': %s `crescent help` lists all"):format(name,
+  report(("there is no command '%s': %s `crescent help` lists all commands"):format(name,
     errors.did_you_mean(name, script_names(), "'", 'help')))
   return 2
 end

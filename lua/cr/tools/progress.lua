@@ -1,13 +1,13 @@
---- Progress of a long job on stderr, and the seconds that each of its stages took.
+--- Shows the progress of a long job on stderr, and measures its stages.
 --
--- Stages of several tasks overlap, and a stage's seconds, from its start to its end, hold what it waited
--- for: the card, the decoder, the encoder, its turn. So they sum up to more than the whole; the seconds
--- that a stage worked, those in which the program was at it and at nothing else, never do.
+-- Stages in several tasks overlap, and the seconds of a stage, from its start to its end, include waiting for the
+-- card, the decoder, the encoder or its turn. So their sum exceeds the total time. The working seconds of a stage
+-- count only the time in which the program executed that stage, so their sum never does.
 --
--- On a terminal one line is drawn over and over: bar, frames, frames a second, time left, and the stage, or the step
--- of the window that is sampled. Time left counts what is to do, steps and frames, by what each has taken so far.
--- Where stderr is no terminal, a line a second at most; nothing at all if quiet. Nothing is drawn
--- more than ten times a second, so a job may report as often as it likes.
+-- On a terminal one line is redrawn: bar, frames, frames per second, time left, and the stage, or the sampling step
+-- of the current window. The time left is estimated from the remaining steps and frames and the time of each so far.
+-- If stderr is not a terminal, at most one line per second is printed, and with `quiet` nothing. At most ten updates
+-- per second are drawn, so a job may report as often as it likes.
 
 local ffi = require 'ffi'
 local now = require 'cr.clock'
@@ -52,8 +52,8 @@ local function finish(stage, start, waited, ...)
   return ...
 end
 
---- Says how many frames there will be, once that is known (nil: it is not), and draws the line
--- again, however soon after the last: a job of a second shows it too.
+--- Sets the total number of frames, or nil if it is unknown, and draws the line at once, so that even a job of one second
+--- shows it.
 --- @param total integer?
 function progress:expect(total)
   self.total = total
@@ -73,12 +73,13 @@ function progress:measure(name, frames, fn, ...)
   return finish(stage, now(), loop.waited(), fn(...))
 end
 
--- Stages that are not done frame by frame, or are counted by steps.
+-- Stages that do not work frame by frame, or that are counted by steps.
 local NOT_BY_FRAMES = { load = true, audio = true, denoise = true }
 
---- Says that step k of `steps` in window w of `windows` was given to the device. Time left is known from then on.
+--- Reports that step k of `steps` in window w of `windows` was queued on the device. From then on the time left can
+--- be estimated.
 --- @param w integer
---- @param windows integer? nil: it is not known how many there will be
+--- @param windows integer? nil if the number is unknown
 --- @param k integer
 --- @param steps integer
 function progress:step(w, windows, k, steps)
@@ -96,8 +97,8 @@ function progress:step(w, windows, k, steps)
   if k == steps and w == windows then self.sampling = nil end
 end
 
--- What a frame costs beside its steps, in seconds of work; decoding a face is taken to cost what encoding does until
--- one has been decoded.
+-- Returns the working seconds of a frame besides its steps. Until the first face is decoded, decoding is assumed to
+-- take as long as encoding.
 local function seconds_a_frame(self)
   local sum, seen = 0, self.done
   for _, name in ipairs(self.order) do seen = math.max(seen, self.stages[name].frames) end
@@ -111,25 +112,25 @@ local function seconds_a_frame(self)
   return sum
 end
 
--- Seconds until the end, from the first step on; nil before, or where it is not known how much is to do.
+-- Returns the estimated seconds until the end, or nil before the first step or if the total is unknown.
 local function seconds_left(self, t)
-  if self.unit == 'steps' and self.total and self.first_step_at then -- with all that comes between them
+  if self.unit == 'steps' and self.total and self.first_step_at then -- includes everything between the steps
     local n = self.steps_done - 1
     return n > 0 and (self.total - self.done) * (t - self.first_step_at) / n or nil
   end
   if not (self.steps_in_all and self.total) then return nil end
   local a_step, a_frame = self.step_seconds / self.steps_timed, seconds_a_frame(self)
   local left = (self.steps_in_all - self.steps_done) * a_step + (self.total - self.done) * a_frame
-  -- Tasks run side by side on a card: in proportion to what the work so far has taken.
+  -- Tasks overlap on a card, so the elapsed time is scaled by the remaining work relative to the work done.
   local made = (self.steps_done - 1) * a_step + self.done * a_frame
   return made > 0 and left * (t - self.first_step_at) / made or left
 end
 
---- Seconds until the end; nil where that is not known yet.
+--- Returns the estimated seconds until the end, or nil if it is not known yet.
 --- @return number?
 function progress:left() return seconds_left(self, now()) end
 
---- Prints a line, above the one that is drawn; nothing if quiet, unless it is a warning.
+--- Prints a line above the progress line. With `quiet` only warnings are printed.
 --- @param text string
 --- @param warning boolean?
 function progress:note(text, warning)
@@ -138,14 +139,14 @@ function progress:note(text, warning)
   io.stderr:write(text, '\n')
 end
 
---- Adds seconds of work that were measured elsewhere.
+--- Adds working seconds that were measured elsewhere to a stage.
 function progress:add(name, frames, seconds)
   local stage = stage_of(self, name)
   stage.frames, stage.seconds, stage.working = stage.frames + frames, stage.seconds + seconds, stage.working + seconds
 end
 
---- Says that `frames` more frames are finished. From the second call on the rate counts, so that
---- loading does not spoil the estimate.
+--- Reports `frames` more finished frames. The rate is measured from the second call on, so that loading does not
+--- distort the estimate.
 function progress:advance(frames)
   if self.done == 0 then self.rate_start, self.rate_done = now(), frames end
   self.done = self.done + frames
@@ -187,7 +188,7 @@ local function line(self, stage)
   return table.concat(parts, '  ')
 end
 
---- Draws the line if it is time to.
+--- Redraws the line if the last update is long enough ago.
 function progress:draw(stage)
   self.current = stage or self.current
   if self.quiet then return end
@@ -204,7 +205,7 @@ function progress:draw(stage)
   io.stderr:flush()
 end
 
---- Takes the drawn line away, so that something else can be printed.
+--- Erases the line, so that something else can be printed.
 function progress:clear()
   if self.dirty then
     io.stderr:write '\r\27[K'
@@ -213,10 +214,10 @@ function progress:clear()
   end
 end
 
---- Seconds since the start.
+--- Returns the seconds since the start.
 function progress:seconds() return now() - self.started end
 
---- {name -> {seconds (waiting included), working_seconds, frames}} of all stages.
+--- Returns {name -> {seconds (including waiting), working_seconds, frames}} of all stages.
 function progress:report()
   local all = {}
   for _, name in ipairs(self.order) do

@@ -1,7 +1,7 @@
---- What the terminal can do: its size, its colours, and how it shows pictures.
+--- Detects the terminal's size, colours, and protocol for pictures.
 --
--- It is asked by its environment first; only a terminal that says nothing there is asked by an escape
--- sequence (primary device attributes), which needs it to be idle.
+-- The environment is checked first. Only if it says nothing, the terminal is queried by an escape sequence (primary
+-- device attributes), while nobody is typing.
 
 local ffi = require 'ffi'
 
@@ -24,10 +24,10 @@ long read(int fd, void *out, size_t bytes);
 local TIOCGWINSZ, FIONREAD = 0x5413, 0x541b
 local ICANON, ECHO, VINTR, VTIME, VMIN, TCSANOW = 2, 8, 0, 5, 6, 0
 
---- Whether standard output is a terminal.
+--- Returns whether standard output is a terminal.
 function M.is_terminal() return ffi.C.isatty(1) == 1 end
 
---- {columns, rows, cell_width, cell_height}: the last two in pixels, guessed where it does not say.
+--- {columns, rows, cell_width, cell_height}: the last two in pixels, guessed if the terminal does not report them.
 --- @return table
 function M.size()
   local w = ffi.new 'cr_window'
@@ -40,7 +40,7 @@ function M.size()
   }
 end
 
---- 'true' (24 bits), '256' or 'none', as the environment says.
+--- Returns the colours according to the environment: 'true' (24 bits), '256' or 'none'.
 function M.colors()
   local term = os.getenv 'TERM' or ''
   local plain = os.getenv 'NO_COLOR'
@@ -50,7 +50,7 @@ function M.colors()
   return '256'
 end
 
---- Lets Ctrl-C come as a character instead of a signal, until the mode is set anew.
+--- Makes Ctrl-C a character instead of a signal, until the mode is set again.
 function M.plain_interrupt()
   local mode = ffi.new 'cr_terminal_mode'
   if ffi.C.tcgetattr(0, mode) ~= 0 then return end
@@ -58,8 +58,8 @@ function M.plain_interrupt()
   ffi.C.tcsetattr(0, TCSANOW, mode)
 end
 
--- What it answers to "which attributes have you?", within a fifth of a second; nil if somebody is
--- typing, whose keys would be taken for the answer.
+-- Queries the device attributes for at most a fifth of a second. Returns nil if somebody is typing, whose keys would
+-- be taken for the answer.
 local function attributes()
   if ffi.C.isatty(0) ~= 1 or ffi.C.isatty(1) ~= 1 then return '' end
   local waiting = ffi.new 'int[1]'
@@ -85,14 +85,14 @@ end
 
 local found
 
--- A variable of the environment; an empty one is none.
+-- Returns an environment variable; an empty one counts as unset.
 local function environment(name)
   local value = os.getenv(name)
   return value ~= '' and value or nil
 end
 
---- How pictures are shown: 'kitty', 'iterm2', 'sixel' or 'blocks' (half-block characters).
---- CR_PICTURES=NAME in the environment decides by itself.
+--- Returns the protocol for pictures: 'kitty', 'iterm2', 'sixel' or 'blocks' (half-block characters).
+--- CR_PICTURES=NAME in the environment overrides the detection.
 --- @return string
 function M.pictures()
   local wanted = environment 'CR_PICTURES'

@@ -1,13 +1,13 @@
---- What a piece of code spends its time on, operation by operation.
+--- Measures the time of some code, operation by operation.
 --
 --     local trace = require 'cr.tools.trace'
 --     local events = trace.run(function() return model:decode(x, clip) end)
 --     print(trace.table(events))
 --     trace.write('trace.json', events)      -- for ui.perfetto.dev or chrome://tracing
 --
--- Each operation is waited for, so its time is its own, on a card too; what a card would have done
--- side by side or without gaps therefore takes longer here than it does alone. Recorded graphs run
--- operation by operation while a trace is taken.
+-- Each operation is followed by a synchronization, so its time is its own, on a card, too. Operations that would
+-- overlap or run back to back on a card therefore take longer in total than without a trace. Recorded graphs run
+-- operation by operation during a trace.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -19,24 +19,24 @@ local tensor = require 'cr.tensor'
 
 local M = {}
 
--- Names of the operations that one function of C does, by its second argument.
+-- Names of the operations of one C function, by its second argument.
 local kinds = { unary = base.unary, binary = base.binary, binary_scalar = base.binary, reduce = base.reduce }
 
 local views = {
   cr_view = true, cr_permute = true, cr_slice = true, cr_select = true, cr_expand = true, cr_share = true,
   cr_from_memory = true, cr_empty = true,
 }
-M.views = views -- operations that do nothing to numbers
+M.views = views -- operations that only make views
 
 --- @class TraceEvent
 --- @field name string 'conv2d', 'add', ...
 --- @field start number seconds since the trace began
 --- @field seconds number
 --- @field shape string of the result, '[2 3]'
---- @field inputs string shapes of the tensors that went in
+--- @field inputs string shapes of the inputs
 --- @field dtype string?
 --- @field device string? 'cpu', 'cuda:0'
---- @field place string? the line of a script or network that called for it
+--- @field place string? the calling line in a script or network
 --- @field device_code integer
 
 local function shape_of(t)
@@ -47,7 +47,7 @@ end
 
 local function is_struct(x) return type(x) == 'cdata' and ffi.istype('cr_tensor', x) end
 
--- The first caller outside of the library.
+-- Returns the first caller outside the library.
 local function caller()
   local level, info = errors.caller(4)
   if not level then return nil end
@@ -56,7 +56,7 @@ local function caller()
   return file .. ':' .. info.currentline
 end
 
---- What a call of an operation is about.
+--- Describes a call of an operation.
 --- @param name string of the C function; its arguments follow
 --- @return TraceEvent without its times
 local function described(name, ...)
@@ -82,9 +82,9 @@ local function described(name, ...)
 end
 M.describe = described
 
---- Runs fn(...) and notes each operation on tensors. Views, which do nothing, are left out.
+--- Runs fn(...) and records each operation on tensors. Views are left out.
 --- @param fn function
---- @return TraceEvent[] events with `seconds`, the whole time
+--- @return TraceEvent[] events with the field `seconds`, the total time
 --- @return ... what fn returned
 function M.run(fn, ...)
   local events, begin = {}, clock()
@@ -96,7 +96,7 @@ function M.run(fn, ...)
     local event = described(name, ...)
     local device = event.device_code or name == 'cr_graph_launch' and base.C.CR_CUDA or 0
     if rc >= 0 and device > 0 then
-      -- The operation's own call says what went wrong; a failure here is told by the next.
+      -- A failure of this synchronization is reported by the next operation.
       base.C.cr_device_synchronize(device)
     end
     event.start, event.seconds, event.place = start - begin, clock() - start, caller()
@@ -112,8 +112,8 @@ function M.run(fn, ...)
   return finish(pcall(fn, ...))
 end
 
---- Runs fn() and shows each operation's result to `each`, as soon as it is made. Much slower than run: for finding
---- which operation a number came from.
+--- Runs fn() and passes the result of each operation to `each` at once. It is much slower than `run`, and serves to
+--- find the operation that produced a certain number.
 --- @param each fun(event: TraceEvent, result: Tensor) the event without its times
 --- @param fn function
 function M.watch(each, fn)
@@ -124,7 +124,7 @@ function M.watch(each, fn)
     if rc < 0 or views[name] or not is_struct(out) or out.storage == nil then return rc end
     local event = described(name, ...)
     event.place = caller()
-    base.observe(before) -- what `each` computes is nobody's operation
+    base.observe(before) -- operations of `each` itself are not observed
     local ok, problem = pcall(tensor.scope, function()
       local result = tensor.new()
       base.check(base.C.cr_share(result.c, out))
@@ -140,7 +140,7 @@ function M.watch(each, fn)
   if not ok then error(problem, 0) end
 end
 
--- Events with the same key as one row each, those that took longest first.
+-- Sums events with the same key to one row, sorted by time, longest first.
 local function added_up(events, key_of)
   local rows, by_key = {}, {}
   for _, e in ipairs(events) do
@@ -161,8 +161,8 @@ local function shapes_of(e)
   return ((e.inputs ~= '' and e.inputs .. ' -> ' or '') .. (e.shape or ''))
 end
 
---- The events of a trace added up, those that took longest first: by operation if there are many
---- kinds, then by operation, dtype and shapes.
+--- Formats the summed events of a trace, longest first: by operation if there are many kinds, then by operation,
+--- dtype and shapes.
 --- @param events TraceEvent[]|{seconds: number?}
 --- @param options table? {rows = 16 in each part, columns = 120}
 --- @return string
@@ -200,7 +200,7 @@ function M.table(events, options)
   return table.concat(lines, '\n')
 end
 
---- Writes a trace for Perfetto (ui.perfetto.dev) or chrome://tracing, a row for each device.
+--- Writes a trace for Perfetto (ui.perfetto.dev) or chrome://tracing, with one row for each device.
 --- @param path string
 --- @param events TraceEvent[]
 function M.write(path, events)

@@ -1,9 +1,8 @@
---- A model's weights on a card: one piece of its memory for all that stay as long as the model.
+--- Loads a model's weights to a card, into one allocation for all weights that live as long as the model.
 --
--- Tensors go up in the file's own dtype, straight from the mapped file through the card's pinned
--- staging, and are converted and turned on the card. Each starts at a multiple of 256 bytes, but for
--- those that are asked to stand one behind the other: joined() makes one tensor of them, and nothing is
--- copied. Nothing here waits for the card.
+-- Tensors are uploaded in the file's dtype, from the mapped file through pinned staging memory, and are converted and
+-- transposed on the card. Each starts at a multiple of 256 bytes, except adjacent ones: joined() returns a single
+-- tensor over these without copying. Nothing here synchronizes with the card.
 
 local base = require 'cr.ffi'
 local memory = require 'cr.tensor.memory'
@@ -18,11 +17,11 @@ local ALIGN = 256 -- bytes
 --- @class ArenaItem
 --- @field full string the name in the file
 --- @field name string the name in the tree
---- @field info table what the file says of it: {dtype, shape}
---- @field dtype string what it becomes
---- @field turn? integer[] its dimensions in their new order
---- @field make? fun(x: Tensor): Tensor what makes it of the file's tensor, on the card; `info` then tells
----   the result's shape
+--- @field info table the description in the file: {dtype, shape}
+--- @field dtype string the dtype on the card
+--- @field turn? integer[] the permutation of its dimensions
+--- @field make? fun(x: Tensor): Tensor computes it on the card from the file's tensor; `info` then has the shape of
+---   the result
 
 local function numel(shape)
   local n = 1
@@ -30,8 +29,7 @@ local function numel(shape)
   return n
 end
 
---- Calls visit(list) for every group of items that stand one behind the other, in the file's order; most
---- are alone.
+--- Calls visit(list) for every group of adjacent items, in the file's order. Most groups have one item.
 local function each_group(items, adjacent, visit)
   local by_name, seen = {}, {}
   for _, item in ipairs(items) do by_name[item.name] = by_name[item.name] or item end
@@ -57,8 +55,8 @@ local function each_group(items, adjacent, visit)
   end
 end
 
---- Gives every item its place: item.arena, and item.at in elements there. Returns the arenas, of whole
---- rows of ALIGN bytes: one for each dtype, and one for each group that is to be apart.
+--- Assigns every item its place: item.arena, and the offset item.at in elements. Returns the arenas, which consist of
+--- rows of ALIGN bytes: one for each dtype, and one for each group that needs a separate allocation.
 local function lay_out(items, options)
   local arenas, common = {}, {}
   each_group(items, options.adjacent, function(list)
@@ -82,7 +80,7 @@ local function lay_out(items, options)
   return arenas
 end
 
---- The place of an item in its arena, as a tensor.
+--- Returns the place of an item in its arena as a tensor.
 local function place_of(item)
   local shape = {}
   for i, size in ipairs(item.info.shape) do shape[i] = size end
@@ -97,13 +95,13 @@ local function place_of(item)
   return rows:narrow(1, n == 0 and 1 or item.at - first * item.unit + 1, n):view(shape)
 end
 
---- Brings items of a file to a card. visit(name, tensor) gets each as it will be once the card is done;
---- the tensors belong to no scope.
+--- Uploads items of a file to a card. visit(name, tensor) is called for each tensor, whose contents are valid in
+--- stream order. The tensors belong to no scope.
 --- @param file WeightsFile
 --- @param items ArenaItem[]
 --- @param options table {device =, tag = name in cr.memory's report, adjacent = lists of endings of names:
----   { { 'to_q.weight', 'to_k.weight' } } puts those of one stem one behind the other, apart =
----   function(name, shape): whether it has memory of its own, which can be given back before the rest}
+---   { { 'to_q.weight', 'to_k.weight' } } makes those with the same stem adjacent, apart = function(name, shape) that
+---   returns whether a tensor gets a separate allocation, which can be freed before the rest}
 --- @param visit fun(name: string, t: Tensor)
 function M.load(file, items, options, visit)
   local arenas = lay_out(items, options)
@@ -131,13 +129,13 @@ function M.load(file, items, options, visit)
   end
   local ok, err = pcall(fill)
   for _, arena in ipairs(arenas) do
-    if arena.memory then arena.memory:free() end -- its tensors hold it
+    if arena.memory then arena.memory:free() end -- the tensors keep the storage alive
   end
   if not ok then error(err, 0) end
 end
 
---- One tensor over several that stand one behind the other in memory, along their first dimension; nil
---- if they do not. Nothing is copied.
+--- Returns one tensor over several that are adjacent in memory, joined along the first dimension, or nil if they are
+--- not adjacent. Nothing is copied.
 --- @param parts Tensor[]
 --- @return Tensor?
 function M.joined(parts)

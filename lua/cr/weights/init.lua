@@ -1,7 +1,7 @@
---- Weights files from Lua: safetensors, PyTorch, .npy, .npz, CTranslate2, ONNX.
+--- Reads weights files: safetensors, PyTorch, .npy, .npz, CTranslate2, ONNX.
 --
--- A file is mapped, not read: opening one of many gigabytes takes milliseconds, and a tensor taken
--- from it is a view of the file wherever the format allows. Nothing in a file is executed.
+-- A file is memory-mapped, so opening one of many gigabytes takes milliseconds, and a tensor is a view of the file
+-- where the format allows it. Nothing in a file is executed.
 
 local ffi = require 'ffi'
 local arena = require 'cr.weights.arena'
@@ -20,8 +20,8 @@ local M = {}
 --- @field path string
 --- @field names string[] in the order of the file
 --- @field format string 'safetensors', 'torch-zip', 'torch-legacy', 'npy', 'npz', 'ctranslate2' or 'onnx'
---- @field warning string? what was passed over when it was opened: 'FILE: 12 bytes behind the archive are passed over'
---- @field metadata table what is not a tensor: safetensors' __metadata__, a pickle's numbers and strings, ONNX's graph
+--- @field warning string? what was ignored when it was opened: 'FILE: 12 bytes behind the archive are ignored'
+--- @field metadata table everything but tensors: safetensors' __metadata__, a pickle's numbers and strings, ONNX's graph
 local File = {}
 
 local handle_type = ffi.typeof 'cr_weights *[1]'
@@ -32,7 +32,7 @@ local function handle_of(file)
   return handle
 end
 
--- Made when first asked for: metadata needs a JSON library, names a walk over the directory.
+-- Fields that are computed on first use: metadata needs a JSON library, names a walk over the directory.
 local lazy = {
   names = function(file)
     local handle = handle_of(file)
@@ -62,12 +62,12 @@ local file_meta = {
   end,
 }
 
---- A name from a file, fit for one line of a message.
+--- Escapes a name from a file for one line of a message.
 M.printable = base.printable
 
 local noted = {}
 
---- Says on stderr what was passed over in a file: once a process, since a file may be opened several times.
+--- Prints on stderr what was ignored in a file, once in a process, since a file may be opened several times.
 --- @param text string
 function M.note(text)
   if noted[text] then return end
@@ -77,7 +77,7 @@ end
 
 local open_files = setmetatable({}, { __mode = 'k' })
 
---- The open file that a name leads to, if there is one.
+--- Returns the open file with a path, if there is one.
 --- @param path string
 --- @return WeightsFile?
 function M.opened(path)
@@ -86,8 +86,8 @@ function M.opened(path)
   end
 end
 
---- Opens a weights file of any readable format; the contents decide, not the name. An index of shards
---- ('x.safetensors.index.json') opens them all as one file.
+--- Opens a weights file of any supported format, which is detected from its contents, not its name. An index of
+--- shards ('x.safetensors.index.json') opens all shards as one file.
 --- @param path string
 --- @return WeightsFile
 function M.open(path)
@@ -99,7 +99,7 @@ function M.open(path)
   open_files[file] = true
   local warning = C.cr_weights_warning(handle)
   if warning ~= nil then
-    file.warning = ('%s: %s are passed over'):format(path, ffi.string(warning))
+    file.warning = ('%s: %s are ignored'):format(path, ffi.string(warning))
     M.note(file.warning)
   end
   return file
@@ -111,17 +111,18 @@ local function index_of(file, name)
   return index
 end
 
---- Whether the file has a tensor of this name.
+--- Returns whether the file has a tensor with this name.
 --- @param name string
 --- @return boolean
 function File:has(name)
   return C.cr_weights_find(handle_of(self), name) >= 0
 end
 
---- What the file says about a tensor, without touching its numbers.
+--- Describes a tensor without reading its numbers.
 --- @param name string
---- @return table {dtype = 'f32', shape = integer[], bytes = integer in the file}; of a tensor that cannot be had the
----   dtype is 'other', the shape may be short, and trouble says why: 'is sparse, which is not handled'
+--- @return table {dtype = 'f32', shape = integer[], bytes = integer in the file}; for a tensor that cannot be read,
+---   the dtype is 'other', the shape may be incomplete, and the field `trouble` says why: 'is sparse, which is not
+---   handled'
 function File:info(name)
   local entry = ffi.new 'cr_weights_entry'
   base.check(C.cr_weights_entry_at(handle_of(self), index_of(self, name), entry))
@@ -131,7 +132,7 @@ function File:info(name)
     trouble = entry.trouble ~= nil and ffi.string(entry.trouble) or nil }
 end
 
---- A tensor over the mapped file. Copy it before writing to it.
+--- Returns a tensor over the mapped file. Copy it before writing to it.
 --- @param name string
 --- @return Tensor
 function File:get(name)
@@ -141,7 +142,7 @@ function File:get(name)
   return out
 end
 
---- Lets go of the file now; tensors taken from it stay valid. Twice is fine.
+--- Closes the file now. Tensors that were taken from it stay valid. Calling it twice is allowed.
 function File:close()
   local handle = rawget(self, 'handle')
   if not handle then return end
@@ -149,8 +150,8 @@ function File:close()
   C.cr_weights_close(ffi.gc(handle, nil))
 end
 
---- One sentence if a weights file was changed while it, or a tensor over it, was in use: what came of it cannot be
---- trusted. Ask at the end of a run.
+--- Returns a sentence if a weights file was changed while it, or a tensor over it, was in use, because the results
+--- are then unreliable. Call it at the end of a run.
 --- @return string?
 function M.changed()
   local path = C.cr_weights_changed()
@@ -158,7 +159,7 @@ function M.changed()
   return ffi.string(path) .. ': the file was changed while it was in use, so the result cannot be trusted: run it again'
 end
 
---- SHA-256 of a file as 64 hex digits.
+--- Returns the SHA-256 of a file as 64 hexadecimal digits.
 --- @param path string
 --- @return string
 function M.sha256(path)
@@ -169,20 +170,20 @@ end
 
 -- ---- trees ---------------------------------------------------------------------------------
 
--- A convolution's weight [O I ...] with its input channels last, by the number of dimensions.
+-- The permutation that moves the input channels of a convolution's weight [O I ...] to the end, by the number of dimensions.
 local channels_last = { [3] = { 1, 3, 2 }, [4] = { 1, 3, 4, 2 }, [5] = { 1, 3, 4, 5, 2 } }
 
 local function turn_of(name, rank) return name:find 'weight$' and channels_last[rank] or nil end
 
 local floats = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
--- What a tensor becomes: floats the network's dtype, but for those that are kept exact.
+-- Returns the dtype of a tensor in the tree: that of the network for floats, except those that are kept exact.
 local function dtype_of(name, dtype, options)
   if not floats[dtype] or options.exact and options.exact(name) then return dtype end
   return options.dtype or 'f32'
 end
 
---- One tensor as a model wants it: floats in `dtype`, a convolution's weight channels-last, dense.
+--- Prepares one tensor for a model: floats in `dtype`, convolution weights channels-last, contiguous.
 local function prepared(file, full, name, options)
   local t = tensor.scope(function()
     local x = file:get(full)
@@ -195,12 +196,12 @@ local function prepared(file, full, name, options)
   return tensor.keep(t)
 end
 
---- The same of all tensors at once, for a card.
+--- The same for all tensors at once, for a card.
 local function load_to_card(file, names, options, visit)
   local items = {}
   for _, n in ipairs(names) do
     local info = file:info(n.full)
-    if info.dtype == 'other' then file:get(n.full) end -- which says why not
+    if info.dtype == 'other' then file:get(n.full) end -- raises the reason
     local expand = options.expand and options.expand[n.full]
     local dtype = dtype_of(n.name, expand and 'f32' or info.dtype, options)
     local turn = turn_of(n.name, #info.shape)
@@ -208,7 +209,7 @@ local function load_to_card(file, names, options, visit)
       x = expand(x)
       return turn and x:permute(unpack(turn)) or x
     end }
-    for _, made in ipairs(floats[info.dtype] and options.made or {}) do -- of codes nothing is made
+    for _, made in ipairs(floats[info.dtype] and options.made or {}) do -- codes have no derived tensors
       if n.name:sub(-#made.of) == made.of then
         items[#items + 1] = { full = n.full, name = n.name:sub(1, -#made.of - 1) .. made.name, dtype = dtype,
           info = { dtype = info.dtype, shape = made.shape(info.shape) }, make = made.make }
@@ -222,7 +223,7 @@ local function key_of(part) return part:find '^%d+$' and tonumber(part) or part 
 
 local function new_node(path) return setmetatable({}, { __path = path }) end
 
---- Puts a value into nested nodes by the dots of its name.
+--- Stores a value in nested nodes by its dotted name.
 local function place(file, root, name, value)
   local node, path = root, nil
   local rest = name
@@ -236,31 +237,30 @@ local function place(file, root, name, value)
       child = new_node(path)
       node[key] = child
     elseif tensor.is_tensor(child) then
-      fail(('%s: %s is a tensor, so %s has no place'):format(file.path, M.printable(path), M.printable(name)))
+      fail(('%s: %s is a tensor, so %s cannot be inside it'):format(file.path, M.printable(path), M.printable(name)))
     end
     node, rest = child, after
   end
   local key = key_of(rest)
-  if rawget(node, key) ~= nil then fail(('%s: %s stands twice'):format(file.path, M.printable(name))) end
+  if rawget(node, key) ~= nil then fail(('%s: %s occurs twice'):format(file.path, M.printable(name))) end
   node[key] = value
 end
 
---- All tensors as nested tables by the dots of their names, numbers as they are in the checkpoint:
---- w.down_blocks[0].resnets[0].norm1.weight. Convolution weights (names that end in `weight`, three
---- to five dimensions) are turned channels-last once: [O I kh kw] becomes [O kh kw I]. Every node
---- knows its path (weights.path), which errors of nn.* name. The tensors belong to no scope. On a card
---- they share one piece of memory, which is given back when the last of them is freed.
+--- Returns all tensors as nested tables by their dotted names, with the checkpoint's own numbers:
+--- w.down_blocks[0].resnets[0].norm1.weight. Convolution weights (names that end in `weight`, three to five
+--- dimensions) are converted to channels-last: [O I kh kw] becomes [O kh kw I]. Every node knows its path
+--- (weights.path), which errors of nn.* show. The tensors belong to no scope. On a card they share one allocation,
+--- which is freed with the last of them.
 --- @param file WeightsFile|string
---- @param options table? {prefix = only names that begin so, without it; strip = left out at the
----   beginning of a name where it stands (DataParallel's 'module.'); dtype = 'f32' (of floats),
----   device = 'cpu', exact = function(name) -> whether it keeps the file's dtype,
----   expand = by names in the file, function(tensor) -> the numbers that its codes stand for, rename = function(name) -> name, or nil
----   to leave the tensor out; tag =
----   the name in cr.memory's report of a card, adjacent = lists of endings of names, { { 'to_q.weight',
----   'to_k.weight' } }: those of one stem stand one behind the other, for weights.joined; apart =
----   function(name, shape) -> whether it has memory of its own, to be freed before the others; made = a list of
----   tensors that are to stand beside those they are made of: {of = ending of a name, name = the ending
----   instead of it, shape = function(the file's) -> its own, make = function(the file's tensor) -> tensor}}
+--- @param options table? {prefix = take only names with this prefix, and remove it; strip = a prefix to remove from
+---   names that have it (DataParallel's 'module.'); dtype = 'f32' (of floats); device = 'cpu'; exact = function(name)
+---   -> whether a tensor keeps the file's dtype; expand = functions by names in the file that dequantize codes;
+---   rename = function(name) -> name, or nil to leave the tensor out; tag = the tag in cr.memory's report for a card;
+---   adjacent = lists of endings of names, { { 'to_q.weight', 'to_k.weight' } }: tensors with the same stem are
+---   adjacent in memory, for weights.joined; apart = function(name, shape) -> whether a tensor gets a separate
+---   allocation, which can be freed before the others; made = a list of derived tensors: {of = ending of a name,
+---   name = the ending that replaces it, shape = function(shape in the file) -> shape, make = function(tensor of the
+---   file) -> tensor}}
 --- @return table
 function M.tree(file, options)
   options = options or {}
@@ -286,12 +286,12 @@ function M.tree(file, options)
   return root
 end
 
---- One tensor over several that stand one behind the other in memory (tree's `adjacent`), along their
---- first dimension; nil if they do not.
+--- Returns one tensor over several that are adjacent in memory (the option `adjacent` of tree), joined along the
+--- first dimension, or nil if they are not.
 M.joined = arena.joined
 
---- One layer over several that take the same: their results stand side by side. Nothing is freed. Quantized ones (cr.quant)
---- have one format, and one input, smooth and down.
+--- Joins several layers with the same input to one layer, whose result concatenates theirs. Nothing is freed.
+--- Quantized layers (cr.quant) must share the format, `input`, `smooth` and `down`.
 --- @param parts table[] {weight = [N K], bias = [N] or nil, ...} each
 --- @return table {weight = [sum of N K], ...}
 function M.joined_layers(parts)
@@ -305,8 +305,8 @@ function M.joined_layers(parts)
   return whole
 end
 
---- A copy of a tree on a device; what stands in it twice is copied once. Between cards nobody waits for it.
---- @param tree table of tensors, tables and whatever else
+--- Copies a tree to a device. A tensor that occurs twice is copied once. Copies between cards do not synchronize.
+--- @param tree table of tensors, tables and other values
 --- @param device string
 --- @return table
 function M.on(tree, device)
@@ -330,7 +330,7 @@ function M.on(tree, device)
   return copied(tree)
 end
 
---- Frees the tensors of a tree, or of any table of tensors and tables; twice is fine.
+--- Frees the tensors of a tree, or of any nested table. Calling it twice is allowed.
 --- @param tree table
 function M.free(tree)
   for _, value in pairs(tree) do
@@ -338,7 +338,7 @@ function M.free(tree)
   end
 end
 
---- Where a node of a tree stands in its checkpoint: 'down_blocks.0.resnets.0.conv1'.
+--- Returns the path of a node of a tree in its checkpoint: 'down_blocks.0.resnets.0.conv1'.
 --- @param node table
 --- @return string|false|nil
 function M.path(node)
@@ -363,18 +363,18 @@ local function complain(file, first, count)
   fail(('%s: %s%s'):format(file.path, first, count > 1 and (' (and %d more)'):format(count - 1) or ''))
 end
 
---- Raises one sentence unless the file has every expected tensor in its shape: the first problem
---- by name, the others of its kind counted. Tensors that are not expected are counted, as PyTorch's
---- load_state_dict(strict=False) passes them over.
+--- Fails unless the file has every expected tensor with its shape. The sentence names the first problem and counts
+--- the others of its kind. Unexpected tensors are counted but accepted, as by PyTorch's
+--- load_state_dict(strict=False).
 ---
 ---     local surplus, first = weights.check(file, { { 'conv_in.weight', { 320, 13, 3, 3 } }, ... })
 --- @param file WeightsFile
---- @param expected table[] {name, shape} in order (or {name =, shape =, or_shape = another that will do,
----   optional = true: it may be missing}); shapes as in the checkpoint
---- @param options table? {prefix = in front of every expected name; surplus = true: tensors that are not expected
----   are an error too}
---- @return integer surplus tensors that are not expected
---- @return string? first the first of them
+--- @param expected table[] {name, shape} in order (or {name =, shape =, or_shape = an alternative shape, optional =
+---   true: it may be missing}); shapes as in the checkpoint
+--- @param options table? {prefix = precedes every expected name; surplus = true: unexpected tensors are an error,
+---   too}
+--- @return integer surplus number of unexpected tensors
+--- @return string? first name of the first of them
 function M.check(file, expected, options)
   local prefix = options and options.prefix or ''
   local known = {}
@@ -401,12 +401,12 @@ function M.check(file, expected, options)
     if not known[name] then surplus, first = surplus + 1, first or name end
   end
   if options and options.surplus and first then
-    complain(file, ('tensor %s is surplus: this network has none of that name'):format(M.printable(first)), surplus)
+    complain(file, ('tensor %s is unexpected: this network has none with that name'):format(M.printable(first)), surplus)
   end
   return surplus, first
 end
 
--- Whether a name begins like one of a list.
+-- Returns whether a name begins with one of a list of prefixes.
 local function begins(name, beginnings)
   for _, beginning in ipairs(beginnings) do
     if name:sub(1, #beginning) == beginning then return true end
@@ -414,14 +414,13 @@ local function begins(name, beginnings)
   return false
 end
 
---- A network's tensors as a tree, once `check` finds them whole. What else the file holds is passed over, as
---- PyTorch's load_state_dict(strict=False) does, and counted in one line. Layers that the file holds quantized are
---- taken as they are (cr.quant).
+--- Returns a network's tensors as a tree after `check`. Other tensors of the file are ignored, as by PyTorch's
+--- load_state_dict(strict=False), and counted in one line. Quantized layers of the file stay quantized (cr.quant).
 --- @param file WeightsFile
---- @param expected table[] as `check` takes them
---- @param options table? those of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, made =}
---- @param beside string[]? beginnings of names in the file that belong to the network and that nobody needs: they are
----   not counted
+--- @param expected table[] as for `check`
+--- @param options table? options of `tree`: {prefix =, dtype =, device =, tag =, adjacent =, apart =, made =}
+--- @param beside string[]? prefixes of names in the file that belong to the network but are not needed, and are not
+---   counted
 --- @return table
 function M.known(file, expected, options, beside)
   local known, surplus, first = {}, 0, nil
@@ -440,7 +439,7 @@ function M.known(file, expected, options, beside)
     if not ours and not begins(name, beside or {}) then surplus, first = surplus + 1, first or name end
   end
   if surplus > 0 then
-    M.note(('%s: %d tensor%s that this network does not have: passed over (%s%s)'):format(file.path, surplus,
+    M.note(('%s: %d tensor%s that this network does not have: ignored (%s%s)'):format(file.path, surplus,
       surplus == 1 and '' or 's', M.printable(first), surplus == 1 and '' or ', ...'))
   end
   for weight in pairs(tree_options.expand) do known[weight:sub(#prefix + 1):gsub('weight$', 'scale')] = nil end

@@ -1,18 +1,18 @@
---- Quantized layers in weights files: NAME.weight holds codes, in the order of the checkpoint's own weight, and stands beside
---- NAME.scale and what else cr.quant says of a layer. Which layers those are the file says; here they are held to what a
---- network expects.
+--- Quantized layers in weights files: NAME.weight holds codes in the layout of the checkpoint's weight, beside
+--- NAME.scale and the other tensors of a quantized layer (cr.quant). The file determines which layers are quantized;
+--- this module checks them against what a network expects.
 --
--- A layer whose i8 codes have a scale of shape [N 1] is quantized for the file's sake alone ("weight-only"): it is read as
--- the numbers that its codes stand for, and computes like any other.
+-- A layer whose i8 codes have a scale of shape [N 1] is quantized only in the file ("weight-only"): its codes are
+-- dequantized on loading, and it computes like any other layer.
 
 local M = {}
 
--- What may stand beside a layer's codes, and whether it keeps its dtype whatever the network's is.
+-- Tensors that may accompany a layer's codes, and whether each keeps its dtype regardless of the network's.
 local PARTS = { scale = true, input = true, smooth = true, down = false, up = false }
 
-local GROUP = 64 -- inputs that share one of int4's scales
+local GROUP = 64 -- inputs that share a scale in int4
 
---- Whether a tensor of a tree keeps the file's dtype.
+--- Returns whether a tensor of a tree keeps the file's dtype.
 --- @param name string
 --- @param known table<string, boolean> names of quantized layers
 --- @return boolean
@@ -27,13 +27,13 @@ local function numel(shape)
   return n
 end
 
--- Shapes of a layer's tensors, from the shape that its weight has in the checkpoint, [N K] or [N K kh kw].
+-- Returns the shapes of a layer's tensors for the shape of its weight in the checkpoint, [N K] or [N K kh kw].
 local function shapes(shape, format)
   local N, K = shape[1], shape[2]
   local taps = {}
   for i = 3, #shape do taps[#taps + 1] = shape[i] end
   local one_by_one = #shape == 4 and numel(taps) == 1
-  local function with(first, last) -- of what is channels-last in the file, too
+  local function with(first, last) -- for tensors that are channels-last in the file, too
     if #shape == 2 or one_by_one then return { first, last } end
     local s = { first, unpack(taps) }
     s[#s + 1] = last
@@ -56,11 +56,11 @@ local function format_of(file, full)
   return grouped and 'int4' or 'fp8'
 end
 
--- What x is divided by, beside what numbers are multiplied with.
+-- Tensors by which x is divided; others are factors.
 local DIVISORS = { input = true, smooth = true }
 
--- The numbers beside a layer's codes must be of use; of divisors none may be 0. They are looked at one by one: operations on
--- so many small tensors would take a tenth of a second of every start.
+-- Checks that the numbers beside a layer's codes are finite, and that divisors are not 0. It reads them one by one,
+-- because operations on so many small tensors would add a tenth of a second to every start.
 local function check_numbers(file, full, part, fail)
   local cr = require 'cr.tensor'
   local flaw = cr.scope(function()
@@ -71,12 +71,12 @@ local function check_numbers(file, full, part, fail)
       if v - v ~= 0 then return 'numbers that are not finite' end
       zeros = zeros or v == 0
     end
-    if zeros and DIVISORS[part] then return 'zeros, by which nothing can be divided' end
+    if zeros and DIVISORS[part] then return 'zeros, which cannot be divisors' end
   end)
   if flaw then fail(('%s: tensor %s.%s holds %s'):format(file.path, full, part, flaw)) end
 end
 
--- What makes numbers of a weight-only layer's codes, on the codes' device.
+-- Returns the function that dequantizes the codes of a weight-only layer on their device.
 local function expander(file, full)
   return function(codes)
     local rows = codes:view(codes:size(1), codes:numel() / codes:size(1)):to 'f32'
@@ -84,15 +84,15 @@ local function expander(file, full)
   end
 end
 
---- What a network expects, as this file has it: quantized layers by their codes and what stands beside them.
+--- Adapts the list of expected tensors to the quantized layers of a file: their codes and the tensors beside them.
 --- @param file WeightsFile
 --- @param expected table[] as weights.check takes them
---- @param prefix string in front of the names in the file
+--- @param prefix string precedes the names in the file
 --- @param fail fun(text: string) raises
 --- @return table[] expected
 --- @return table<string, boolean> layers that are quantized, without the prefix
---- @return table<string, fun(codes: Tensor): Tensor> by the names of weight-only layers' weights in the file, what makes
----   numbers of their codes
+--- @return table<string, fun(codes: Tensor): Tensor> functions that dequantize weight-only layers, by the names of
+---   their weights in the file
 function M.expected(file, expected, prefix, fail)
   local list, layers, alone = {}, {}, {}
   for _, item in ipairs(expected) do
@@ -111,7 +111,7 @@ function M.expected(file, expected, prefix, fail)
       if not format then
         fail(('%s: tensor %s.weight is %s beside a scale: codes are i8 or u8'):format(file.path, full, dtype))
       end
-      if #shape < 2 then fail(('%s: %s is no layer that can be quantized'):format(file.path, full)) end
+      if #shape < 2 then fail(('%s: %s is not a layer that can be quantized'):format(file.path, full)) end
       local s = shapes(shape, format)
       if format == 'weight-only' then alone[full .. '.weight'] = expander(file, full) else layers[layer] = true end
       list[#list + 1] = { name = name, shape = s.weight, or_shape = s.matrix }
@@ -125,7 +125,7 @@ function M.expected(file, expected, prefix, fail)
       end
       local has_down, has_up = file:has(full .. '.down'), file:has(full .. '.up')
       if has_down ~= has_up then
-        fail(('%s: tensor %s.%s stands without %s'):format(file.path, full, has_down and 'down' or 'up', has_down and 'up' or 'down'))
+        fail(('%s: tensor %s.%s is there without %s'):format(file.path, full, has_down and 'down' or 'up', has_down and 'up' or 'down'))
       end
       if layers[layer] and format ~= 'int4' and s.matrix == nil and #shape == 4 and not file:has(full .. '.input') then
         fail(('%s: tensor %s.input is missing: a convolution in 8 bits needs it'):format(file.path, full))

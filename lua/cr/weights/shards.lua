@@ -1,5 +1,5 @@
---- Weights in several files, with an index beside them that says which tensor is in which, as diffusers and
--- transformers save what is large: one file to who reads it.
+--- Weights in several files, with an index beside them that maps tensors to files, as diffusers and
+-- transformers save large models. They are opened as one file.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
@@ -19,11 +19,11 @@ local function read_index(path)
   f:close()
   if problem then fail(('%s: %s'):format(path, problem)) end
   local map = type(value) == 'table' and value.weight_map
-  if type(map) ~= 'table' then fail(path .. ': it is no index of shards: it has no weight_map') end
+  if type(map) ~= 'table' then fail(path .. ': this is not an index of shards: it has no weight_map') end
   for name, file in pairs(map) do
-    -- Only a file beside the index: a name may not lead anywhere else.
+    -- Only files beside the index are allowed, so that a name cannot lead anywhere else.
     if type(name) ~= 'string' or type(file) ~= 'string' or file:find '[/%z]' or file:find '^%.' or file == '' then
-      fail(('%s: weight_map does not name a file beside it for %s'):format(path, printable(tostring(name))))
+      fail(('%s: weight_map does not name a file in its folder for %s'):format(path, printable(tostring(name))))
     end
   end
   return map
@@ -38,7 +38,7 @@ function M.open(path, open)
   for name, file in pairs(self.home) do
     self.files[file] = self.files[file] or open(folder .. file)
     if not self.files[file]:has(name) then
-      fail(('%s: %s is to be in %s, but is not there'):format(path, printable(name), printable(file)))
+      fail(('%s: %s should be in %s, but is not'):format(path, printable(name), printable(file)))
     end
     self.names[#self.names + 1] = name
   end

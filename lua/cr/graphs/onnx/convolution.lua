@@ -1,4 +1,4 @@
---- ONNX's convolutions, with what is folded into them.
+--- ONNX's convolutions, with the nodes that are fused into them.
 
 local layers = require 'cr.graphs.layers'
 local nn = require 'cr.nn'
@@ -6,14 +6,14 @@ local window = require 'cr.graphs.onnx.window'
 
 local rows = {}
 
--- The product and the addend that normalization by constants is, in f64: [C].
+-- Returns the scale and the shift [C] of a normalization by constants, in f64.
 local function scale_and_shift(n)
   local affine = n.fused.affine
   if not affine then return nil end
   return affine.row.constant(affine, n.plan.net)
 end
 
--- The weight [O ...] times a scale by output channels, f32.
+-- Returns the weight [O ...] times a scale by output channel, f32.
 local function scaled(n, w, channels)
   local scale = scale_and_shift(n)
   if not scale then return w end
@@ -22,7 +22,7 @@ local function scaled(n, w, channels)
   return (w:to 'f64' * scale:view(shape)):to 'f32'
 end
 
--- The bias with normalization folded in, or nil: there is none.
+-- Returns the bias with the normalization folded in, or nil if there is none.
 local function bias_of(n, channels)
   local scale, shift = scale_and_shift(n)
   if not scale then
@@ -42,7 +42,8 @@ end
 
 local function lie_last(n, i) n:last(i) end
 
--- A convolution whose weights are computed as the graph runs: nothing is folded into it but what follows as steps.
+-- A convolution whose weights the graph computes: nothing can be folded into the weights, so the fused nodes run as
+-- separate steps.
 local function of_computed_weights(n, w, groups)
   if n.fused.affine then n:after(n.fused.affine) end
   if n.fused.act then n:after(n.fused.act.node) end
@@ -57,7 +58,8 @@ local function of_computed_weights(n, w, groups)
   end
 end
 
--- For each slice of the kernel [kd O kh kw C] a convolution over two dimensions, summed; slice(k): what it sees of x.
+-- Sums the two-dimensional convolutions by each slice of the kernel [kd O kh kw C]. slice(k) returns the part of x
+-- that slice k is applied to.
 local function summed(weight, bias, options, slice)
   local y
   for k = 1, weight.shape[1] do
@@ -68,7 +70,7 @@ local function summed(weight, bias, options, slice)
   return y
 end
 
--- A convolution over three dimensions.
+-- A three-dimensional convolution.
 local function in_three(n, w, channels, groups)
   if n.fused.act then n:after(n.fused.act.node) end
   if n.fused.sum then n:after(n.fused.sum) end
@@ -91,7 +93,7 @@ local function in_three(n, w, channels, groups)
   end
 end
 
--- x's sizes, the weight's shape, the kernel's sizes, and in how many groups the channels are.
+-- Returns the sizes of x, the shape of the weight, the sizes of the kernel, and the number of groups.
 local function operands(n)
   local sizes, shape, kernel = window.sizes(n, 1), n:shape(2), {}
   if #shape ~= #sizes + 2 then n:fail('the weight has %d dimensions for an input of %d', #shape, #sizes + 2) end
@@ -128,22 +130,22 @@ end }
 
 -- ---- transposed -------------------------------------------------------------------------------
 
--- The elements of a dimension in the opposite order.
+-- Reverses a dimension.
 local function flipped(t, dim)
   local parts = {}
   for i = t.shape[dim], 1, -1 do parts[#parts + 1] = t:narrow(dim, i, 1) end
   return require 'cr.tensor'.cat(parts, dim)
 end
 
--- What a transposed convolution's attributes come to: the result's sizes, and what is cut off before and after (negative: zeros
--- are added) of the sum of all windows.
+-- Computes from the attributes of a transposed convolution the sizes of its result, and how much of the sum of all
+-- windows is cropped before and after (negative: padded with zeros).
 local function transposed_window(n, sizes, kernel)
   local rank = #sizes
   local w = { stride = window.filled(n, 'strides', rank, 1), dilation = window.filled(n, 'dilations', rank, 1), out = {}, before = {},
     after = {}, kernel = kernel }
   local extra, pads, wanted = n:list 'output_padding', n:list 'pads', n:list 'output_shape'
   local auto = n:text('auto_pad', 'NOTSET')
-  local spread = { n:shape(1)[1], n:shape(1)[2] } -- what is made on the way
+  local spread = { n:shape(1)[1], n:shape(1)[2] } -- shape of the intermediate tensor
   for k, size in ipairs(sizes) do
     local more = extra and extra[k] or 0
     local full = (size - 1) * w.stride[k] + (kernel[k] - 1) * w.dilation[k] + 1
@@ -166,7 +168,7 @@ local function transposed_window(n, sizes, kernel)
   return w
 end
 
--- Windows that lie side by side: a product for each pixel, put in its place.
+-- Windows that do not overlap: one matrix product for each pixel, written to its place.
 local function side_by_side(n, w, channels)
   local kh, kw = w.kernel[1], w.kernel[2]
   n:once('weight', { 2 }, function()
@@ -193,7 +195,7 @@ local function side_by_side(n, w, channels)
   end
 end
 
--- Zeros between the elements of dimension `dim`.
+-- Inserts zeros between the elements of dimension `dim`.
 local function spread(x, dim, stride)
   if stride == 1 then return x end
   local shape, size = x.shape, x.shape[dim]
@@ -206,7 +208,7 @@ local function spread(x, dim, stride)
   return y:view(shape):slice(dim, 1, (size - 1) * stride + 1)
 end
 
--- In general: zeros between the pixels, then a convolution by the turned kernel.
+-- The general case: zeros are inserted between the pixels, then a convolution by the flipped kernel follows.
 local function spread_out(n, w, channels, groups)
   local rank = #w.kernel
   if n.fused.act then n:after(n.fused.act.node) end
@@ -237,7 +239,7 @@ local function spread_out(n, w, channels, groups)
     for k = 1, 3 do shape[k + 1] = k <= 3 - rank and 1 or s[k - 3 + rank + 1] end
     shape[5] = s[#s]
     x = x:reshape(shape)
-    -- Paddings below zero cut.
+    -- Negative paddings crop.
     local add, more = { 0 }, { 0 }
     for k = 1, 3 do
       add[k + 1], more[k + 1] = math.max(before[k], 0), math.max(after[k], 0)

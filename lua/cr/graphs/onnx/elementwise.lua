@@ -9,7 +9,7 @@ local FLOATS = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
 -- ---- of one tensor ----------------------------------------------------------------------------
 
---- A row of an operator of one tensor, which keeps its layout; `prepare(n)` makes the function of attributes, or is it.
+--- Makes the row of a unary operator, which keeps the layout. `fn` is the function of a tensor.
 local function unary(fn) return { make = function(n)
   n:any(1)
   return fn
@@ -113,7 +113,7 @@ end, act = function(node)
     if v then
       if not v.load or v.shape[1] then return nil end
       local ok, number = pcall(tensor.scope, function() return v.load():item() end)
-      if not ok then return nil end -- which is told when it runs
+      if not ok then return nil end -- the error is raised when it runs
       limits[k] = number
     end
   end
@@ -123,7 +123,7 @@ end }
 
 -- ---- of several -------------------------------------------------------------------------------
 
---- A row of an operator of two tensors with NumPy's broadcasting.
+--- Makes the row of a binary operator with NumPy broadcasting.
 local function binary(fn)
   return { make = function(n)
     if n.opset < 7 then n:fail('broadcasting of operator set %d is not handled', n.opset) end
@@ -145,7 +145,7 @@ rows.And = binary(function(a, b) return a * b end)
 rows.Or = binary(function(a, b) return a + b end)
 rows.Xor = binary(function(a, b) return a:ne(b) end)
 
--- Whole numbers are divided towards zero.
+-- Integer division truncates towards zero.
 rows.Div = binary(function(a, b)
   if FLOATS[a.dtype] then return a / b end
   return (a:to 'f64' / b:to 'f64'):trunc():to(a.dtype)
@@ -168,7 +168,7 @@ rows.PRelu = { make = function(n)
   local shape, slope = n:shape(1), n:shape(2)
   local rank = #shape
   if rank >= 3 and #slope == 1 and slope[1] ~= 1 and layers.is_by_channel(slope, shape) then
-    n:last(1) -- old exporters' slope of one dimension is that of channels
+    n:last(1) -- old exporters mean the channels by a slope of one dimension
     n:plain(2)
     n.lasts = true
   else
@@ -181,7 +181,7 @@ end, act = function(node)
   return slope and slope.load and { act = 'prelu', slope = slope } or nil
 end }
 
---- A row of an operator of any number of tensors.
+--- Makes the row of an operator of any number of tensors.
 local function many(fn, finish)
   return { make = function(n)
     local all = {}
@@ -207,13 +207,13 @@ end }
 
 -- ---- other types ------------------------------------------------------------------------------
 
--- By TensorProto's numbers.
+-- The index is the number of TensorProto's DataType.
 local TYPES = { 'f32', 'u8', 'i8', nil, 'i16', 'i32', 'i64', nil, 'bool', 'f16', 'f64', [16] = 'bf16' }
 
 local function cast(n, dtype)
   n:any(1)
   if dtype == 'bool' then return function(x) return x:ne(0) end end
-  -- What is wide in the file is as wide as the network's floats, unless it is a constant.
+  -- A conversion to f32 converts to the network's dtype instead, unless its input is a constant.
   local narrow = dtype == 'f32' and not n:is_constant(1) and n.plan.net.dtype
   return function(x) return x:to(narrow or dtype) end
 end

@@ -1,7 +1,7 @@
---- An ONNX file as a graph of values and nodes: what cr.weights reads of it, put together and checked.
+--- Reads an ONNX file as a graph of values and nodes, assembled and checked from what cr.weights reads.
 --
--- Invariants: each value is made once, by an input, a constant or a node before its first user; every node has a row of
--- cr.graphs.onnx.rows or stands in `missing`. Shapes that the file declares are shown and never trusted.
+-- Invariants: each value is produced once, by an input, a constant or a node before its first user. Every node has a
+-- row in cr.graphs.onnx.rows or is listed in `missing`. Shapes that the file declares are shown but never trusted.
 
 local base = require 'cr.ffi'
 local rows = require 'cr.graphs.onnx.rows'
@@ -9,7 +9,7 @@ local weights = require 'cr.weights'
 
 local file = {}
 
--- By TensorProto's numbers; what a graph's input of the type is given as.
+-- The dtype that a graph's input must have; the index is the number of TensorProto's DataType.
 local TYPES = { 'f32', 'u8', 'i8', 'i32', 'i16', 'i32', 'i64', 'string', 'bool', 'f16', 'f64', 'i64', 'i64', 'complex64', 'complex128',
   'bf16' }
 file.TYPES = TYPES
@@ -21,7 +21,7 @@ local function fail(path, format, ...) error(path .. ': ' .. format:format(...),
 local FLOATS = { inf = math.huge, ['-inf'] = -math.huge, nan = 0 / 0 }
 local function float(v) return FLOATS[v] or v end
 
---- An attribute's value: a number, a text, a list, or {tensor = name}, {graph = true}.
+--- Returns the value of an attribute: a number, a string, a list, {tensor = name} or {graph = true}.
 local function value_of(a)
   local kind = a.type or (a.t and 4) or (a.ints and 7) or (a.floats and 6) or (a.strings and 8) or (a.s and 3) or (a.i and 2) or 1
   if kind == 1 then return float(a.f) or 0 end
@@ -51,7 +51,7 @@ local function described(values)
   return list
 end
 
--- 'Conv "conv 1"' in messages.
+-- Names a node in messages: 'Conv "conv 1"'.
 local function node_name(i, n)
   local name = n.name ~= '' and n.name or n.outputs[1] or ''
   return ("node %d '%s' (%s)"):format(i - 1, base.printable(name), base.printable(n.op))
@@ -60,18 +60,18 @@ end
 --- Reads a file: {path, opset, producer, inputs and outputs {name, dtype, shape}, values by name, nodes, missing}.
 --- @param path string
 --- @return table graph
---- @return WeightsFile file which the constants are taken from
+--- @return WeightsFile file that holds the constants
 function file.read(path)
   local held = weights.open(path)
   if held.format ~= 'onnx' then
     held:close()
-    fail(path, 'not an ONNX file, but %s', held.format)
+    fail(path, 'this is not an ONNX file, but %s', held.format)
   end
   local m = held.metadata
   local g = { path = path, producer = m.producer, ir_version = m.ir_version, opset = m.opsets[''] or m.opsets['ai.onnx'] or 0,
     values = {}, nodes = {}, missing = {}, inputs = {}, results = {} }
   local function once(name, what)
-    if g.values[name] then fail(path, "damaged ONNX file: %s makes '%s' again", what, base.printable(name)) end
+    if g.values[name] then fail(path, "damaged ONNX file: %s produces '%s' a second time", what, base.printable(name)) end
     g.values[name] = { name = name }
     return g.values[name]
   end
@@ -97,7 +97,7 @@ function file.read(path)
     for k, name in ipairs(n.inputs) do
       node.inputs[k] = name ~= '' and g.values[name] or false
       if name ~= '' and not g.values[name] then
-        fail(path, "damaged ONNX file: %s uses '%s', which nothing before it makes", what, base.printable(name))
+        fail(path, "damaged ONNX file: %s uses '%s', which nothing before it produces", what, base.printable(name))
       end
     end
     for k, name in ipairs(n.outputs) do node.outputs[k] = name ~= '' and once(name, what) or false end
@@ -120,7 +120,7 @@ function file.read(path)
     g.operators[n.op] = (g.operators[n.op] or 0) + 1
   end
   for i, v in ipairs(m.outputs) do
-    g.results[i] = g.values[v.name] or fail(path, "damaged ONNX file: nothing makes the output '%s'", base.printable(v.name))
+    g.results[i] = g.values[v.name] or fail(path, "damaged ONNX file: nothing produces the output '%s'", base.printable(v.name))
   end
   if #g.results == 0 then fail(path, 'damaged ONNX file: the graph has no outputs') end
   function g.constant(name) return held:get(name) end

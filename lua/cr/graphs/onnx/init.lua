@@ -3,9 +3,10 @@
 ---     local net = cr.onnx.open 'model.onnx'
 ---     local y = net:run { ['input.1'] = x }
 --
--- Files are read as cr.weights reads them: nothing is executed, and external data are taken from beside the file only.
--- Sizes come from the tensors that are given, never from what the file declares. Operator sets 7 to 25, without control flow and
--- recurrent layers; `net.missing` names what is not handled, and running such a file is refused in one sentence.
+-- cr.weights reads the files: it executes nothing, and it takes external data only from the folder of the file. Sizes
+-- come from the input tensors, never from the file's declarations. Operator sets 7 to 25 are handled, without control
+-- flow and recurrent layers. `net.missing` lists the nodes that are not handled, and running such a file raises one
+-- sentence.
 
 local arguments = require 'cr.arguments'
 local base = require 'cr.ffi'
@@ -20,10 +21,10 @@ local onnx = {}
 --- @field opset integer
 --- @field inputs {name: string, dtype: string, shape: (integer|string)[]?}[] as the file declares them
 --- @field outputs {name: string, dtype: string, shape: (integer|string)[]?}[]
---- @field operators table<string, integer> how many nodes of each
+--- @field operators table<string, integer> the number of nodes by operator
 --- @field missing {op: string, what: string}[] nodes that are not handled
---- @field file WeightsFile the constants
---- @field dtype string? of the floats inside, if it was asked for
+--- @field file WeightsFile holds the constants
+--- @field dtype string? dtype of the floats inside, if one was requested
 local net = setmetatable({}, { __index = runner.net })
 net.__index = net
 
@@ -31,7 +32,7 @@ local function fail(self, format, ...) error(self.path .. ': ' .. format:format(
 
 local HANDLED = { f32 = true, f16 = true, bf16 = true, f64 = true, u8 = true, i8 = true, i16 = true, i32 = true, i64 = true, bool = true }
 
---- Refuses a file that cannot be run.
+--- Fails if the file cannot be run.
 function net:expect_handled()
   local first = self.missing[1]
   if first then
@@ -39,7 +40,7 @@ function net:expect_handled()
     fail(self, 'the operator %s of %s, operator set %d, is not handled%s', base.printable(first.op), first.what, self.opset, more)
   end
   if self.opset < files.OLDEST or self.opset > files.NEWEST then
-    fail(self, 'operator set %d is not handled: %d to %d are', self.opset, files.OLDEST, files.NEWEST)
+    fail(self, 'operator set %d is not handled: %d to %d are handled', self.opset, files.OLDEST, files.NEWEST)
   end
   for _, v in ipairs(self.inputs) do
     if not HANDLED[v.dtype] then
@@ -56,7 +57,7 @@ end
 
 local FLOATS = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
--- The tensors in the inputs' order, on the device, floats in the network's dtype.
+-- Returns the given tensors in the order of the inputs, on the device, with floats in the network's dtype.
 local function in_order(self, given)
   local list, known = {}, {}
   if tensor.is_tensor(given) then given = { [self.inputs[1] and self.inputs[1].name or ''] = given } end
@@ -79,9 +80,9 @@ local function in_order(self, given)
 end
 
 --- Runs the graph.
---- @param inputs Tensor|table<string, Tensor> by the inputs' names, in the file's own layout [N C H W], on any device; a
---- tensor alone is the first one
---- @return Tensor ... the outputs in the file's order, in its layout, f32 where the network's floats are narrower
+--- @param inputs Tensor|table<string, Tensor> by the inputs' names, in the file's layout [N C H W], on any device; a
+---   single tensor is the first input
+--- @return Tensor ... the outputs in the file's order and layout; 16-bit floats are returned as f32
 function net:run(inputs)
   self:expect_handled()
   return tensor.scope(function()
@@ -93,7 +94,7 @@ function net:run(inputs)
   end)
 end
 
---- Frees the weights; the network cannot run any more. Twice is fine.
+--- Frees the weights. The network cannot run afterwards. Calling it twice is allowed.
 function net:free()
   runner.net.free(self)
   self.file:close()
@@ -101,8 +102,8 @@ end
 
 --- Opens an ONNX file and prepares it to run.
 --- @param path string
---- @param options table? {device = 'cpu', dtype = 'f32' (of floats: 'f16', 'bf16'), threads = how many run it, instead of
---- cr.threads(), record = true: a card's work is recorded and replayed (cr.graph)}
+--- @param options table? {device = 'cpu', dtype = 'f32' (of the floats inside: or 'f16', 'bf16'), threads = number of
+---   CPU threads (cr.threads()), record = true: work on a card is recorded and replayed (cr.graph)}
 --- @return cr.onnx.net
 function onnx.open(path, options)
   options = options or {}

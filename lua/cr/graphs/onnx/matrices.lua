@@ -12,7 +12,7 @@ rows.MatMul = { make = function(n)
   if a > 1 and b > 1 then shape[#shape - 1], shape[#shape] = left[a - 1], n:shape(2)[b] end
   n:room(shape)
   n:plain(1)
-  -- A picture's pixels, or a batch's rows, times one constant matrix.
+  -- The pixels of a picture, or the rows of a batch, times one constant matrix.
   if b == 2 and a >= 2 and n:is_constant(2) and n:dtype(1) ~= 'f64' and n:dtype(1):find 'f' then
     n:once('weight', { 2 }, function() return n:constant(2):t():contiguous() end)
     return function(x, w) return nn.linear({ weight = w }, x:contiguous()) end
@@ -55,7 +55,7 @@ rows.Gemm = { make = function(n)
   end
 end }
 
---- A row of what is done along one axis, or (before operator set 13) along all from one on.
+--- Makes the row of an operator along one axis or, before operator set 13, along all axes from one on.
 local function along(fn)
   return { make = function(n)
     local rank, old = n:rank(1), n.opset < 13
@@ -78,11 +78,11 @@ rows.LogSoftmax = along(function(x, dim)
   return y - y:exp():sum(dim, true):log()
 end)
 rows.Hardmax = along(function(x, dim)
-  local place = x:argmax(dim, true) -- from 1 on
+  local place = x:argmax(dim, true) -- counted from 1
   local shape = {}
   for k = 1, x:dim() do shape[k] = k == dim and x.shape[dim] or 1 end
   local numbers = x:eq(x):to('i64')
-  -- The elements' own places along the dimension: sums of ones so far.
+  -- The index of each element along the dimension, as a cumulative sum of ones.
   local parts = {}
   for i = 1, shape[dim] do parts[i] = numbers:narrow(dim, i, 1) * i end
   return require 'cr.tensor'.cat(parts, dim):eq(place):to(x.dtype)

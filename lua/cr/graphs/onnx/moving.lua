@@ -8,13 +8,13 @@ local rows = {}
 
 local C = require 'cr.ffi'.C
 
---- Elements of dimension `dim` at the places `index` (i64 [T], from 1 on, or negative from the end).
+--- Returns the elements of dimension `dim` with the indices `index` (i64 [T], from 1, or negative from the end).
 local function take(x, dim, index)
   local out = tensor.new()
   return tensor.filled(out, C.cr_gather(out.c, x.c, dim - 1, index.c))
 end
 
---- ONNX's places, from 0 on or negative, as `take` wants them.
+--- Converts ONNX's indices, which count from 0 or are negative, to those of `take`.
 local function places_of(list)
   local places = {}
   for i, k in ipairs(list) do places[i] = k < 0 and k or k + 1 end
@@ -84,13 +84,13 @@ rows.Slice = { make = function(n)
   local rank, shape = n:rank(1), n:shape(1)
   local starts, ends = n:list_or('starts', 2), n:list_or('ends', 3)
   local axes, steps = n:list_or('axes', 4), n:numbers(5)
-  if not starts or not ends or #starts ~= #ends then n:fail 'starts and ends do not belong together' end
+  if not starts or not ends or #starts ~= #ends then n:fail 'starts and ends are missing or differ in length' end
   local last = n:any(1)
   local cuts = {}
   for i, first in ipairs(starts) do
     local axis = n:axis(axes and axes[i] or i - 1, rank)
     local size, step, limit = shape[axis + 1], steps and steps[i] or 1, ends[i]
-    if step == 0 then n:fail 'steps of 0' end
+    if step == 0 then n:fail 'a step is 0' end
     if first < 0 then first = first + size end
     if limit < 0 then limit = limit + size end
     local cut = { dim = node.dim(axis, rank, last), step = step }
@@ -151,7 +151,7 @@ end }
 
 rows.Tile = { make = function(n)
   local repeats, shape = n:numbers(2), n:shape(1)
-  if #repeats ~= #shape then n:fail('%d numbers for %d dimensions', #repeats, #shape) end
+  if #repeats ~= #shape then n:fail('%d repeats for %d dimensions', #repeats, #shape) end
   for k, count in ipairs(repeats) do shape[k] = shape[k] * count end
   n:room(shape)
   n:plain(1)
@@ -165,7 +165,7 @@ rows.Tile = { make = function(n)
   end
 end }
 
--- Where an element beyond a border is taken from, by the mode.
+-- The index from which an element beyond the border is taken, by mode.
 local BEYOND = {
   edge = function(k, size) return math.min(math.max(k, 0), size - 1) end,
   wrap = function(k, size) return k % size end,
@@ -220,7 +220,7 @@ end }
 rows.DepthToSpace = { make = function(n)
   local b, crd = n:attribute 'blocksize', n:text('mode', 'DCR') == 'CRD'
   local shape = n:shape(1)
-  if not b or #shape ~= 4 or shape[2] % (b * b) ~= 0 then n:fail('[%s] cannot be spread in blocks', table.concat(shape, ' ')) end
+  if not b or #shape ~= 4 or shape[2] % (b * b) ~= 0 then n:fail('[%s] has no channels for such blocks', table.concat(shape, ' ')) end
   local channels = shape[2] / (b * b)
   n:last(1)
   return function(x)

@@ -4,7 +4,7 @@ local nn = require 'cr.nn'
 
 local rows = {}
 
--- What normalization by given means and variances multiplies and adds, f64 [C].
+-- Returns the scale and the shift [C], in f64, of a normalization by given means and variances.
 local function scale_and_shift(gain, bias, mean, variance, eps)
   local scale = gain:to 'f64' / (variance:to 'f64' + eps):sqrt()
   return scale, bias:to 'f64' - mean:to 'f64' * scale
@@ -14,7 +14,7 @@ rows.BatchNormalization = { kind = 'affine', make = function(n)
   if n:attribute('training_mode', 0) ~= 0 then n:fail('training is not handled') end
   for i = 2, 5 do
     local v = n.node.outputs[i]
-    if v and n.plan.net.uses[v] then n:fail('statistics as results are not handled') end
+    if v and n.plan.net.uses[v] then n:fail('statistics as outputs are not handled') end
   end
   local eps, rank = n:attribute('epsilon', 1e-5), n:rank(1)
   local channels = { n:shape(1)[2] or 1 }
@@ -62,7 +62,7 @@ rows.GroupNormalization = { make = function(n)
   n:last(1)
   n:feed(n:state(2))
   n:feed(n:state(3))
-  -- Before operator set 21 there is one number a group.
+  -- Before operator set 21 there is one scale and one bias for each group.
   local function each(t)
     if #t ~= groups or groups == channels then return t end
     return t:view(groups, 1):expand(groups, channels / groups):reshape(-1)
@@ -70,7 +70,7 @@ rows.GroupNormalization = { make = function(n)
   return function(x, weight, bias) return nn.group_norm({ weight = each(weight), bias = each(bias) }, x, groups, eps) end
 end }
 
--- The axes from `first` to the last of the rank.
+-- Returns the axes from `first` to the last one.
 local function axes_from(n, first, rank)
   local dims = {}
   for k = n:axis(first, rank), rank - 1 do dims[#dims + 1] = k + 1 end
@@ -108,10 +108,10 @@ rows.LpNormalization = { make = function(n)
   end
 end }
 
--- Each element by what its neighbours among the channels come to.
+-- Local response normalization: each element is divided by a power of the sum of squares of neighbouring channels.
 rows.LRN = { make = function(n)
   local alpha, beta, bias, size = n:attribute('alpha', 1e-4), n:attribute('beta', 0.75), n:attribute('bias', 1), n:attribute 'size'
-  if not size or size < 1 or size > 2 * n:shape(1)[2] then n:fail('its size is %s', tostring(size)) end
+  if not size or size < 1 or size > 2 * n:shape(1)[2] then n:fail('the size %s is not possible', tostring(size)) end
   n:last(1)
   local before = math.floor((size - 1) / 2)
   return function(x)

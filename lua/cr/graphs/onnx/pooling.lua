@@ -6,8 +6,9 @@ local window = require 'cr.graphs.onnx.window'
 
 local rows = {}
 
--- Does a pooling of two dimensions on a picture of one, two or three, [N ... C]: with three over the last two, then over the
--- first. pool(x, a, b): x [N H W C], a and b the dimensions' places among the window's.
+-- Applies a two-dimensional pooling to x [N ... C] with one, two or three spatial dimensions. Three are pooled over
+-- the last two, then over the first. In pool(x, a, b), x is [N H W C], and a and b are the indices of its two
+-- dimensions in the lists of the window.
 local function by_two(w, pool)
   local rank = #w.kernel
   return function(x, ...)
@@ -31,12 +32,12 @@ local function kernel_of(n, sizes)
   return kernel
 end
 
--- What a window's place k says, 1 (or 0) where there is none.
+-- Returns entry k of a window's list, or `none` where there is no such entry.
 local function at(list, k, none) return k and list[k] or none end
 
 local MOST_PLACES = 4096
 
--- The maximum where windows have holes: over slices, one for each place of the kernel.
+-- The maximum of dilated windows: the maximum over strided slices, one for each position of the kernel.
 local function with_holes(x, w, a, b)
   local before, after = { 0, at(w.before, a, 0), at(w.before, b, 0) }, { 0, at(w.after, a, 0), at(w.after, b, 0) }
   x = nn.pad(x, before, after, -math.huge)
@@ -57,12 +58,12 @@ local function with_holes(x, w, a, b)
 end
 
 rows.MaxPool = { make = function(n)
-  if n.node.outputs[2] then n:fail("the maxima's places are not handled") end
+  if n.node.outputs[2] then n:fail("the indices of the maxima, a second output, are not handled") end
   local sizes = window.sizes(n, 1)
   local w = window.of(n, sizes, kernel_of(n, sizes))
   local holes = false
   for k = 1, #sizes do holes = holes or w.dilation[k] > 1 or w.after[k] >= w.kernel[k] or w.before[k] >= w.kernel[k] end
-  if holes and at(w.kernel, 1, 1) * at(w.kernel, 2, 1) * at(w.kernel, 3, 1) > MOST_PLACES then n:fail 'its window is too large' end
+  if holes and at(w.kernel, 1, 1) * at(w.kernel, 2, 1) * at(w.kernel, 3, 1) > MOST_PLACES then n:fail 'its dilated window is too large' end
   n:last(1)
   local dtype = n:dtype(1)
   local exact = dtype == 'f32' or dtype == 'f16' or dtype == 'bf16' or dtype == 'f64'
@@ -75,7 +76,7 @@ rows.MaxPool = { make = function(n)
   return function(x) return run(x:to 'f32'):to(dtype) end
 end }
 
--- Sums over windows: a convolution of each channel by ones (or by `value`).
+-- Feeds the weights that sum over windows: a depthwise convolution by ones (or by `value`).
 local function feed_ones(n, w, channels, value)
   local rank = #w.kernel
   local kernels = rank == 3 and { { w.kernel[2], w.kernel[3] }, { w.kernel[1], 1 } } or
@@ -90,7 +91,7 @@ local function feed_ones(n, w, channels, value)
   end)
 end
 
--- For each place of the result along dimension k how many elements its window covers; second: whether that is the same everywhere.
+-- Returns how many elements the window of each result covers along dimension k, and whether that number is the same everywhere.
 local function counts(w, sizes, k, with_padding)
   local list, even = {}, true
   local low = with_padding and -w.before[k] or 0
@@ -140,7 +141,7 @@ rows.LpPool = { make = function(n)
   return function(x, ...) return sum(x:abs() ^ p, ...) ^ (1 / p) end
 end }
 
---- A reduction over all of a picture.
+--- Makes the row of a reduction over all spatial dimensions.
 local function global(reduce)
   return { make = function(n)
     local dims = {}

@@ -7,7 +7,7 @@ local rows = {}
 
 local FLOATS = { f32 = true, f16 = true, bf16 = true, f64 = true }
 
--- In f64 where numbers are whole, so that nothing is lost; back to their type.
+-- Computes reductions of integers in f64, so that nothing is lost, and converts the result back.
 local function exact(fn)
   return function(x, dims, keep)
     if FLOATS[x.dtype] then return fn(x, dims, keep) end
@@ -17,7 +17,7 @@ end
 
 local function sum(x, dims, keep) return x:sum(dims, keep) end
 
--- The product, slice by slice.
+-- The product over dimensions, slice by slice.
 local function product(x, dims, keep)
   table.sort(dims, function(a, b) return a > b end)
   for _, dim in ipairs(dims) do
@@ -36,7 +36,7 @@ local function product(x, dims, keep)
   return x
 end
 
--- The greatest or least; of nothing the number that any other replaces.
+-- The maximum or minimum. For no elements it is `none`, the neutral element.
 local function extreme(method, none)
   return function(x, dims, keep)
     if x:numel() > 0 then return x[method](x, dims, keep) end
@@ -44,7 +44,7 @@ local function extreme(method, none)
   end
 end
 
---- A row of a reduction: `axes` is an attribute, or input 2.
+--- Makes the row of a reduction, whose `axes` are an attribute or input 2.
 local function reduction(fn)
   return { make = function(n)
     local rank, keep = n:rank(1), n:attribute('keepdims', 1) ~= 0
@@ -65,7 +65,7 @@ local function reduction(fn)
   end }
 end
 
--- cr's reductions take no dimension at all for all of them.
+-- An empty list of axes means no reduction here, while cr's reductions would reduce all dimensions.
 local function none_is_none(fn)
   return function(x, dims, keep)
     if #dims == 0 then return fn(x:unsqueeze(1), { 1 }, false) end
@@ -92,7 +92,7 @@ for name, fn in pairs {
   rows[name] = reduction(none_is_none(fn))
 end
 
---- A row of the place of an extreme, from 0 on.
+--- Makes the row of ArgMax or ArgMin, which count from 0.
 local function place(method)
   return { make = function(n)
     local rank, keep = n:rank(1), n:attribute('keepdims', 1) ~= 0

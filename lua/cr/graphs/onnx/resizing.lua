@@ -1,5 +1,6 @@
---- ONNX's Resize and Upsample. Nearest neighbours and plain bilinear resizing of pictures are cr's own; all other ways are a
--- matrix for each dimension that changes, made once.
+--- ONNX's Resize and Upsample. Nearest-neighbour and plain bilinear resizing of pictures use cr's operations. All
+--- other modes multiply by a
+-- matrix for each dimension that changes, which is made once.
 
 local nn = require 'cr.nn'
 local node = require 'cr.graphs.node'
@@ -9,7 +10,8 @@ local rows = {}
 
 -- ---- where a result's element lies in the input -----------------------------------------------
 
--- By coordinate_transformation_mode: the place of result i; o {size, out, scale, first, last (of a region)}.
+-- The coordinate in the input of result i, by coordinate_transformation_mode. o is {size, out, scale, first, last (of
+-- a region)}.
 local PLACES = {
   half_pixel = function(i, o) return (i + 0.5) / o.scale - 0.5 end,
   half_pixel_symmetric = function(i, o)
@@ -31,7 +33,7 @@ local ROUNDINGS = {
   floor = math.floor, ceil = math.ceil,
 }
 
--- Before operator set 11: down where a dimension grows, up where it shrinks, as onnxruntime has it.
+-- Before operator set 11, onnxruntime rounds down where a dimension grows and up where it shrinks.
 local function simple(scale) return scale < 1 and math.ceil or math.floor end
 
 local function linear(d) return math.max(1 - math.abs(d), 0) end
@@ -43,7 +45,7 @@ local function cubic(a)
   end
 end
 
--- The weights of a result's element: a list {place, weight}; nil: it lies outside of the region.
+-- Returns the weights of one element of the result as a list of {index, weight}, or nil if it lies outside the region.
 local function weights_of(i, o)
   local x = o.place(i, o)
   if o.crop and (x < 0 or x > o.size - 1) then return nil end
@@ -64,7 +66,7 @@ end
 
 -- ---- the operator -----------------------------------------------------------------------------
 
--- What one dimension comes to: its options, with `matrix` [out size] and, where parts lie outside, `outside` [out].
+-- Adds to the options of one dimension `matrix` [out size] and, if some results lie outside the region, `outside` [out].
 local function matrix_of(o, extrapolation)
   local data, outside = {}, nil
   for i = 0, o.out - 1 do
@@ -80,7 +82,7 @@ local function matrix_of(o, extrapolation)
   return data, outside
 end
 
--- A product with a matrix along a dimension.
+-- Multiplies one dimension by a matrix.
 local function along(x, dim, matrix)
   local rank = x:dim()
   local y = dim == rank and x or x:transpose(dim, rank)
@@ -157,10 +159,10 @@ local function apply(n, sizes, outs, scales, region)
   end
 end
 
--- Numbers for all dimensions of those for some axes.
+-- Expands numbers for some axes to numbers for all dimensions.
 local function spread(n, list, axes, rank, default)
   if not axes then
-    if #list ~= rank then n:fail('%d numbers for %d dimensions', #list, rank) end
+    if #list ~= rank then n:fail('%d scales or sizes for %d dimensions', #list, rank) end
     return list
   end
   local out = {}

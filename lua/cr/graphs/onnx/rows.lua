@@ -1,4 +1,4 @@
---- The operators of ONNX that are handled, by name: one row each, in the files that this one joins.
+--- The ONNX operators that are handled, by name. Each has one row in one of the files that this one joins.
 
 local rows = {}
 for _, part in ipairs {

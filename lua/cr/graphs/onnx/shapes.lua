@@ -1,10 +1,10 @@
---- ONNX's operators whose results are known from shapes: what they give is computed once for each set of input sizes.
+--- ONNX's operators whose results depend on shapes alone. They are computed once for each set of input sizes.
 
 local tensor = require 'cr.tensor'
 
 local rows = {}
 
---- A row whose result needs no tensors: make(n) gives it.
+--- Makes a row whose result needs no tensors: value(n) returns it.
 local function known(value)
   return { make = function(n)
     local t = value(n)
@@ -32,12 +32,12 @@ end)
 
 rows.Constant = known(function(n)
   local a = n.node.attributes
-  if a.value then n:fail 'its value is no tensor' end
+  if a.value then n:fail 'its value is not a tensor' end
   if a.value_float then return tensor.tensor(n:attribute 'value_float') end
   if a.value_int then return tensor.tensor(n:attribute 'value_int', { dtype = 'i64' }) end
   if a.value_floats then return tensor.tensor(n:list 'value_floats', { shape = { #n:list 'value_floats' } }) end
   if a.value_ints then return whole(n:list 'value_ints') end
-  n:fail 'a constant that is no tensor of numbers is not handled'
+  n:fail 'a constant that is not a tensor of numbers is not handled'
 end)
 
 rows.ConstantOfShape = known(function(n)
@@ -50,19 +50,19 @@ end)
 rows.Range = known(function(n)
   local first, limit, step = n:number(1), n:number(2), n:number(3)
   local count = math.max(math.ceil((limit - first) / step), 0)
-  if step == 0 then n:fail 'steps of 0' end
+  if step == 0 then n:fail 'a step is 0' end
   n:room { count }
   if count == 0 then return tensor.zeros({ 0 }, { dtype = n:dtype(1) }) end
   return tensor.arange(first, first + (count - 1) * step, step, { dtype = n:dtype(1) })
 end)
 
---- The shape that a reshaping of `from` asks for: 0 keeps a size (unless zeros are meant), -1 is what is left.
+--- Returns the target shape of Reshape: 0 keeps a size, unless `zeros` says that it means 0, and -1 is inferred.
 local function target(n, from, wanted, zeros)
   local shape, known_, hole, count = {}, 1, nil, 1
   for _, size in ipairs(from) do count = count * size end
   for k, size in ipairs(wanted) do
     if size == 0 and not zeros then
-      size = from[k] or n:fail('size %d is to be kept, but there is none', k)
+      size = from[k] or n:fail('the shape keeps dimension %d, but the input has no such dimension', k)
     elseif size == -1 and not hole then
       hole, size = k, 1
     end
@@ -79,7 +79,7 @@ local function target(n, from, wanted, zeros)
   return shape
 end
 
---- A row that gives the input another shape of as many elements.
+--- Makes the row of an operator that reshapes its input.
 local function reshaped(shape_of)
   return { make = function(n)
     local shape = shape_of(n, n:shape(1))

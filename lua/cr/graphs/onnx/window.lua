@@ -1,4 +1,4 @@
---- Windows of convolutions and pooling: strides, dilations and paddings of a node's attributes, and sizes of results.
+--- Windows of convolutions and pooling: strides, dilations and paddings from a node's attributes, and sizes of results.
 
 local window = {}
 
@@ -16,8 +16,8 @@ local function filled(n, name, rank, value)
 end
 window.filled = filled
 
---- {kernel, stride, dilation, before, after = paddings, declared = paddings after that are the file's own, out = sizes of the
---- result}, one number for each of the dimensions of `sizes`.
+--- Returns {kernel, stride, dilation, before, after = paddings, declared = the paddings after that the file declares,
+--- out = sizes of the result}, each a list with one number for each spatial dimension.
 --- @param n table the node
 --- @param sizes integer[] of the input
 --- @param kernel integer[]
@@ -43,7 +43,7 @@ function window.of(n, sizes, kernel)
     if before < 0 or after < 0 or before % 1 ~= 0 or after % 1 ~= 0 then n:fail('paddings of %s and %s are not handled', before, after) end
     local room = (size + before + after - reach) / stride[k]
     local out = (ceil and math.ceil(room) or math.floor(room)) + 1
-    -- A window that would begin in the padding behind does not count.
+    -- A window that would begin in the padding after the input does not count.
     if ceil and (out - 1) * stride[k] >= size + before then out = out - 1 end
     if out < 1 then n:fail('a window of %d does not fit into %d', reach, size + before + after) end
     w.before[k], w.declared[k], w.out[k] = before, after, out
@@ -57,17 +57,17 @@ function window.of(n, sizes, kernel)
   return w
 end
 
---- The sizes of a shape [N C ...] behind its channels.
+--- Returns the spatial sizes of a shape [N C ...].
 function window.sizes(n, i)
   local shape, sizes = n:shape(i), {}
-  if #shape < 3 then n:fail('input %d has %d dimensions: it is no picture', i, #shape) end
+  if #shape < 3 then n:fail('input %d has %d dimensions, but a picture has at least 3', i, #shape) end
   for k = 3, #shape do sizes[#sizes + 1] = shape[k] end
   if #sizes > 3 then n:fail('windows of %d dimensions are not handled', #sizes) end
   return sizes
 end
 
---- A picture [N W C], [N H W C] or [N D H W C] for an operation on [N H W C], made so that one on the last two of its
---- dimensions is one of those: views before and after.
+--- Returns functions that view a picture [N W C], [N H W C] or [N D H W C] as [N H W C] for an operation on its last
+--- two spatial dimensions, and view the result back.
 function window.as_pictures(x)
   local s = x.shape
   if #s == 3 then return x:reshape(s[1], 1, s[2], s[3]) end

@@ -1,5 +1,5 @@
---- Guidance only between two timesteps (Kynkaanniemi et al. 2024, arXiv 2404.07724): elsewhere it does
---- little good, and a step without it costs half.
+--- Guidance only between two timesteps (Kynkaanniemi et al. 2024, arXiv 2404.07724). Outside that interval it helps
+--- little, and a step without it costs half.
 
 local guidances = require 'cr.sampling.guidances'
 local lists = require 'cr.sampling.lists'
@@ -13,7 +13,7 @@ end
 guidances.guard(Interval)
 
 --- @param inner table the guidance between the two
---- @param low number timestep, itself within
+--- @param low number lowest timestep, inclusive
 --- @param high number
 local function new(inner, low, high)
   if type(low) ~= 'number' or type(high) ~= 'number' or not (low <= high and low >= 0) then
@@ -23,7 +23,7 @@ local function new(inner, low, high)
   return setmetatable({ inner = inner, low = low, high = high }, Interval)
 end
 
---- The same from a pair.
+--- The same with the interval as a pair.
 --- @param inner table
 --- @param pair table {low, high}
 local function of(inner, pair)

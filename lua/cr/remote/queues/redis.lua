@@ -1,10 +1,12 @@
 --- Redis Streams with consumer groups (Redis 6.2 and later): redis://HOST:PORT/DB?stream=NAME&group=NAME.
 --
--- An entry's field `job` is the job; dead letters go to the stream NAME:dead, with the fields job, error, id, tries. The
--- password is REDISCLI_AUTH of the environment, as for redis-cli; a user's name may stand before the host's.
+-- The field `job` of an entry holds the job. Dead letters go to the stream NAME:dead, with the fields job, error, id,
+-- tries. The password comes from the environment variable REDISCLI_AUTH, as for redis-cli; the URL may contain a user
+-- name.
 --
--- A lease is how long an entry has been idle: all workers of a group must be given the same one. What is to be decided
--- together is a script, which Redis runs as one: nobody takes, extends or gives back what has become another's meanwhile.
+-- A lease has expired when the entry has been idle for so long, so all workers of a group must use the same lease.
+-- Steps that must be atomic are scripts: no worker takes, extends or returns an entry that has become another's
+-- meanwhile.
 
 local errors = require 'cr.errors'
 local redis = require 'cr.remote.redis'
@@ -13,9 +15,10 @@ local url = require 'cr.remote.url'
 
 local M = {}
 
-local LONGEST_WAIT = 5 -- seconds: what others have let go of is looked for as often
+local LONGEST_WAIT = 5 -- seconds; expired leases of other workers are searched as often
 
--- An entry whose lease has ended, as {id, fields, times}. (6.2 leaves holes where entries were deleted.)
+-- Takes over an entry whose lease has expired and returns {id, fields, deliveries}. Redis 6.2 returns empty places
+-- for deleted entries.
 local TAKE_OVER = [[
   local at = '0-0'
   repeat
@@ -30,7 +33,7 @@ local TAKE_OVER = [[
   return false
 ]]
 
--- Sets how long this worker's entry counts as idle, and how often it was handed out; 0: it is not this worker's.
+-- Sets the idle time and the number of deliveries of this worker's entry. Returns 0 if the entry is not this worker's.
 local SET_IDLE = [[
   local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
   if not pending or pending[2] ~= ARGV[2] then return 0 end
@@ -43,7 +46,7 @@ local DONE = [[
   return redis.call('XDEL', KEYS[1], ARGV[2])
 ]]
 
--- (an entry that is gone was ended by somebody else)
+-- If the entry is gone, another worker has finished it.
 local BURY = [[
   if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
   redis.call('XADD', KEYS[2], '*', 'job', ARGV[3], 'error', ARGV[4], 'id', ARGV[2], 'tries', ARGV[5])
@@ -51,7 +54,7 @@ local BURY = [[
   return 1
 ]]
 
--- Takes workers out of the group who have nothing and have not asked for a day, or this one.
+-- Removes this worker from the group, and all workers without entries that have been idle for a day.
 local SWEEP = [[
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local name, pending, idle = row[2], row[4], row[6]
@@ -60,12 +63,12 @@ local SWEEP = [[
   return 1
 ]]
 
--- Refusals that pass: it loads, is asleep, or is no master for the moment.
+-- Temporary refusals: Redis is loading, busy, or not the master at the moment.
 local PASS = { LOADING = true, BUSY = true, READONLY = true, TRYAGAIN = true, CLUSTERDOWN = true, MASTERDOWN = true, NOREPLICAS = true }
 
 --- @class RedisQueue: Queue
 --- @field redis Redis for requests
---- @field listener Redis for the request that waits
+--- @field listener Redis for the blocking request
 --- @field stream string
 --- @field group string
 --- @field worker string
@@ -79,7 +82,7 @@ local function make_group(self)
   if not ok and not (redis.is_refusal(problem) and problem.code == 'BUSYGROUP') then error(problem, 0) end
 end
 
--- Asks until it answers, a few times.
+-- Sends a command, with a few retries.
 local function ask(self, connection, ...)
   local words = { ... }
   local answer, problem = retry.call(function()
@@ -87,7 +90,7 @@ local function ask(self, connection, ...)
     if ok then return value end
     if not redis.is_failure(value) then error(value, 0) end
     if not redis.is_refusal(value) then return nil, value.message, true end
-    -- Redis has lost what it knew, or somebody has deleted it: the group is made anew.
+    -- Redis has lost its data, or the group was deleted, so the group is created again.
     if value.code == 'NOGROUP' and pcall(make_group, self) then return nil, value.message, true end
     return nil, value.message, PASS[value.code]
   end, { tries = 4 })
@@ -109,10 +112,10 @@ function M.open(parts, o)
   local options = url.options('--queue', parts, { 'stream', 'group' })
   local database = parts.path:match '^/?(%d*)$'
   if parts.password then
-    errors.fail '--queue: a password does not belong into a URL, which everybody can see: set REDISCLI_AUTH in the environment'
+    errors.fail '--queue: a password does not belong in a URL, which other users can see: set REDISCLI_AUTH in the environment'
   end
   if parts.host == '' or not database or not options.stream or not options.group then
-    errors.fail '--queue: a queue of Redis is redis://HOST:PORT/DB?stream=NAME&group=NAME'
+    errors.fail '--queue: a Redis queue is redis://HOST:PORT/DB?stream=NAME&group=NAME'
   end
   local place = {
     host = parts.host, port = parts.port, user = parts.user, password = os.getenv 'REDISCLI_AUTH', database = tonumber(database),
@@ -120,7 +123,7 @@ function M.open(parts, o)
   local self = setmetatable({
     name = ('redis://%s/%s'):format(parts.host, options.stream), stream = options.stream, group = options.group,
     dead = options.stream .. ':dead', lease = o.lease, worker = o.name,
-    redis = redis.new(place), listener = redis.new(place), -- one of them waits for entries
+    redis = redis.new(place), listener = redis.new(place), -- the listener waits for entries
   }, Queue)
   make_group(self)
   run(self, SWEEP, { self.stream }, self.group, '')
@@ -142,7 +145,7 @@ function Queue:receive(seconds)
   local ok, answer = pcall(ask, self, self.listener, 'XREADGROUP', 'GROUP', self.group, self.worker, 'COUNT', 1, 'BLOCK', wait,
     'STREAMS', self.stream, '>')
   if not ok then
-    self.listener:close() -- whoever is cancelled must not be handed anything any more
+    self.listener:close() -- a cancelled worker must not receive another entry
     error(answer, 0)
   end
   if answer == redis.NIL then return nil end

@@ -1,6 +1,6 @@
---- AWS SQS, and what speaks like it: sqs://NAME?region=…&endpoint=…&dead=NAME.
+--- AWS SQS and compatible services: sqs://NAME?region=…&endpoint=…&dead=NAME.
 --
--- Dead letters go to the queue `dead`, or to that of the queue's redrive policy, with the attributes error, id, tries.
+-- Dead letters go to the queue `dead`, or to the one in the queue's redrive policy, with the attributes error, id, tries.
 
 local aws = require 'cr.remote.aws'
 local digest = require 'cr.digest'
@@ -10,13 +10,13 @@ local url = require 'cr.remote.url'
 
 local M = {}
 
-local LONGEST_WAIT = 20 -- seconds, as SQS has it
-local IDLE = 15         -- seconds without a byte; a network that was cut says nothing
+local LONGEST_WAIT = 20 -- seconds, SQS's limit
+local IDLE = 15         -- seconds without a byte, since a network that was cut gives no other sign
 local LONGEST_ERROR = 1000 -- bytes
 
-local REFUSED = { [400] = true, [404] = true } -- statuses with a code to look at
+local REFUSED = { [400] = true, [404] = true } -- statuses of answers that contain an error code
 
--- A receipt that is no longer worth anything.
+-- Error codes of a receipt that is no longer valid.
 local LOST = {
   ReceiptHandleIsInvalid = true, MessageNotInflight = true, InvalidParameterValue = true, InvalidParameterValueException = true,
 }
@@ -49,7 +49,7 @@ local function url_of(self, name)
   errors.fail(('sqs://%s: %s'):format(name, absent and 'there is no such queue' or ('%s (status %d)'):format(code, answer.status)))
 end
 
--- Where dead letters go.
+-- Returns the URL of the queue of dead letters.
 local function dead_url(self, name)
   if name then return url_of(self, name) end
   local value = ask(self, 'GetQueueAttributes', { QueueUrl = self.url, AttributeNames = { 'RedrivePolicy' } })
@@ -66,7 +66,7 @@ end
 --- @return SqsQueue
 function M.open(parts, o)
   local options = url.options('--queue', parts, { 'region', 'endpoint', 'dead' })
-  if parts.user or parts.password then errors.fail '--queue: keys do not belong into a URL: AWS_ACCESS_KEY_ID, AWS_PROFILE, a role' end
+  if parts.user or parts.password then errors.fail '--queue: keys do not belong in a URL: use AWS_ACCESS_KEY_ID, AWS_PROFILE or a role' end
   local name = parts.host
   local self = setmetatable({
     name = 'sqs://' .. name, lease = o.lease, client = aws.new { service = 'sqs', region = options.region, endpoint = options.endpoint },
@@ -85,7 +85,7 @@ function Sqs:receive(seconds)
   local got = (value.Messages or {})[1]
   if not got then return nil end
   if got.MD5OfBody and got.MD5OfBody ~= digest.of_text('MD5', got.Body) then
-    errors.fail(self.name .. ': a message came damaged; it will come again')
+    errors.fail(self.name .. ': a message arrived damaged; it will be delivered again')
   end
   return {
     id = got.MessageId, body = got.Body, receipt = got.ReceiptHandle, tries = tonumber((got.Attributes or {}).ApproximateReceiveCount) or 1,
@@ -106,7 +106,7 @@ function Sqs:done(message)
 end
 
 function Sqs:fail(message, o)
-  -- (one that was lost is somebody else's already)
+  -- A message whose lease was lost already belongs to another worker.
   if not o.dead then return set_visibility(self, message, o.delay or 0) end
   local function text(value) return { DataType = 'String', StringValue = tostring(value) } end
   ask(self, 'SendMessage', {

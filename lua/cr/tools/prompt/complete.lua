@@ -1,7 +1,7 @@
---- Completion at the prompt: what the word before the cursor may become.
+--- Completes the word before the cursor at the prompt.
 --
--- Nothing is called to find out: a path such as `run.model.vae` is followed through tables only, and
--- what cannot be followed (a call's result) is taken for a tensor after a colon.
+-- Completion calls no functions: a path such as `run.model.vae` is followed through tables only, and an expression
+-- that cannot be followed (the result of a call) is assumed to be a tensor if a colon follows.
 
 local arguments = require 'cr.arguments'
 local tensor = require 'cr.tensor'
@@ -22,7 +22,7 @@ local function set_of(names)
   return set
 end
 
---- The methods of sampling by name.
+--- Returns the names of all schedulers.
 --- @return string[]
 function M.scheduler_names() return require 'cr.schedulers'.names() end
 
@@ -51,14 +51,14 @@ local function module_names()
   return names
 end
 
--- What there is help on.
+-- Returns all names that have help.
 local function help_names()
   local names = set_of(require 'cr.tools.help'.names())
   for _, name in ipairs(M.scheduler_names()) do names[name] = true end
   return names
 end
 
--- Names in a table, in what its metatable falls back on, and those that load on first use.
+-- Collects the names in a table, in its __index tables, and those that are loaded on first use.
 local function keys_of(value, into)
   for _ = 1, 8 do
     if type(value) ~= 'table' then break end
@@ -108,7 +108,7 @@ function M.follow(path)
   local value = _G
   for part in path:gmatch '[^.:]+' do
     if type(value) ~= 'table' then return nil end
-    -- (A global such as nn loads its module.)
+    -- A global such as nn loads its module here.
     local ok, next_value = pcall(function() return value[part] end)
     if not ok or next_value == nil then return nil end
     value = next_value
@@ -121,7 +121,7 @@ local function lua_path(path, chained)
   if not base then
     local names = keys_of(_G, {})
     for _, k in ipairs(keywords) do names[k] = true end
-    -- A name of the interpreter's own (_G's _) is seldom meant.
+    -- Names that begin with an underscore are rarely wanted.
     return candidates(names, path, '', is_name)
   end
   local prefix = base .. separator
@@ -138,7 +138,7 @@ local function lua_path(path, chained)
   return {}
 end
 
---- Files and folders that begin with `word`.
+--- Returns files and folders that begin with `word`.
 function M.files(word)
   local lfs = require 'lfs'
   local folder, start = word:match '^(.*/)([^/]*)$'
@@ -159,7 +159,7 @@ function M.files(word)
   return list
 end
 
--- The text inside a string that is still open, and what stands before its quote.
+-- Returns the text inside an unfinished string, and the text before its quotation mark.
 local function open_string(before)
   local quote, first
   local i = 1
@@ -177,8 +177,8 @@ local function open_string(before)
   if quote then return before:sub(first + 1), before:sub(1, first - 1), quote end
 end
 
--- The call in which an argument begins behind `lead`: the function's path, the argument's number, and the option's name
--- where it stands in a table: 'nn.linear', 3, 'act' of "nn.linear(w, x, { act = ".
+-- Finds the call whose argument begins after `lead`: the path of the function, the number of the argument, and the
+-- name of the option inside a table: 'nn.linear', 3, 'act' of "nn.linear(w, x, { act = ".
 local function call_around(lead)
   local direct = lead:match '([%a_][%w_.:]*)%s*$'
   if direct then return direct, 1 end
@@ -202,7 +202,7 @@ local function call_around(lead)
   end
 end
 
--- What a text there may be, by the function's row of arguments.
+-- Returns the strings that are valid there, according to the function's row of arguments.
 local function names_for(lead)
   local path, place, option = call_around(lead)
   local fn = path and M.follow(path)
@@ -239,7 +239,7 @@ local function in_string(text, lead, quote)
   return list
 end
 
--- The function in whose table of options a word stands: 'sample' of "run:sample { steps = 4, ".
+-- Returns the function in whose table of options a word stands: 'sample' of "run:sample { steps = 4, ".
 local function options_of(head)
   local depth = 0
   for i = #head, 1, -1 do
@@ -263,7 +263,7 @@ local function lua_code(before)
   local text, lead, quote = open_string(before)
   if text then return #before - #text + 1, in_string(text, lead, quote) end
   local path = before:match '[%w_.:]*$'
-  -- In "x[1]:su" and "f(x):su" only the end is a path.
+  -- In "x[1]:su" and "f(x):su" only the last part is a path.
   local head = before:sub(1, #before - #path)
   local chained = path:find '^[.:]' ~= nil and head:find '[%])"\'}]$' ~= nil
   local called = path:find '^[%w_]*$' and head:find '[{,]%s*$' and options_of(head)
@@ -277,11 +277,11 @@ local function lua_code(before)
   return #before - #path + 1, lua_path(path, chained)
 end
 
---- What the end of a line may become.
+--- Returns the completions of the end of a line.
 --- @param before string the line up to the cursor
 --- @param commands table<string, table> the prompt's commands by name
---- @return integer first where the text begins that a candidate replaces, from 1
---- @return table[] candidates {text, shown = its name in a list, after = what follows if it is the only one}
+--- @return integer first start of the text that a candidate replaces, from 1
+--- @return table[] candidates {text, shown = the name in a list, after = the text to append if it is the only candidate}
 function M.complete(before, commands)
   local lead, name, space, rest = before:match '^(%s*):([%w_]*)(%s*)(.*)$'
   if lead and space == '' and rest == '' then

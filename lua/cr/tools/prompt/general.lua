@@ -7,11 +7,11 @@ local values = require 'cr.tools.prompt.values'
 
 local M = {}
 
-M.quit = { usage = ':quit', help = 'or Ctrl-D: leaves', run = function(session) session.over = true end }
+M.quit = { usage = ':quit', help = 'leaves the prompt, as Ctrl-D does', run = function(session) session.over = true end }
 
 M.restart = {
-  usage = ':restart', help = 'begins a new session here, in a process of its own',
-  more = [[Variables are lost, the history stays. After a fault some drivers give a card to a new process only.]],
+  usage = ':restart', help = 'starts a new process in the same terminal',
+  more = [[Variables are lost, the history stays. After a fault some drivers accept a card only in a new process.]],
   run = function(session)
     session.host.restart()
     session.over = true
@@ -21,15 +21,15 @@ M.restart = {
 -- ---- help ---------------------------------------------------------------------------------------
 
 local start = [[
-Type Lua: an expression prints its value, `_` is the last one. cr, nn, weights,
-media, image, schedulers and latentsync load when first named. Tab completes; an
-unfinished line goes on.
+Type Lua: an expression prints its value, and `_` is the last value. cr, nn, weights,
+media, image, schedulers and latentsync are loaded on first use. Tab completes; an
+unfinished line continues.
 
   ? NAME               help: ? conv2d, ? cr.nn, ? dpmpp_2m, ? :time, ? modules
-  ?? WORD              what mentions a word
+  ?? WORD              search help for a word
 ]]
 
--- What is written above a function of a user's file, and its first line.
+-- Returns the comment above a function in a user's file, and the function's first line.
 local function written_above(fn)
   local info = debug.getinfo(arguments.behind(fn), 'S')
   if info.what == 'C' or info.source:sub(1, 1) ~= '@' then return nil end
@@ -50,13 +50,13 @@ local function written_above(fn)
   return table.concat(lines, '\n')
 end
 
--- Help on what a variable holds.
+-- Returns help on the value of a variable.
 local function help_on_value(topic)
   local value = topic:find '^[%a_][%w_.:]*$' and require 'cr.tools.prompt.complete'.follow(topic)
   if value == nil or value == false then return nil end
   if type(value) == 'function' then return written_above(value) end
   if require 'cr'.is_tensor(value) then
-    return ('%s is a tensor, %s; ? tensor lists what it can'):format(topic, (tostring(value):gsub('\n.*', '')))
+    return ('%s is a tensor, %s; ? tensor lists its methods'):format(topic, (tostring(value):gsub('\n.*', '')))
   end
   if type(value) == 'table' then return topic .. ' is a table:\n' .. values.text(value) end
   return ('%s is a %s: %s'):format(topic, type(value), values.text(value))
@@ -73,7 +73,7 @@ M.help = {
     if command then return print(about(command)) end
     if wanted then errors.fail(run.no_command(all, wanted)) end
     if topic ~= '' then
-      -- What the user has defined is meant before what we have of that name.
+      -- A global of the user takes precedence over our name.
       local own = topic:find '^[%a_][%w_]*$' and rawget(_G, topic)
       if type(own) == 'function' and written_above(own) then return print(written_above(own)) end
       local text, found, near = require 'cr.tools.help'.text(topic)
@@ -93,9 +93,9 @@ M.help = {
 }
 
 M.search = {
-  usage = '?? WORD', help = 'what mentions a word', complete = 'name',
+  usage = '?? WORD', help = 'searches help for a word', complete = 'name',
   run = function(_, word)
-    if word == '' then errors.fail '?? wants a word to search for' end
+    if word == '' then errors.fail '?? needs a word to search for' end
     print((require 'cr.tools.help'.search(word)))
   end,
 }
@@ -113,9 +113,9 @@ local function read_file(path)
 end
 
 M.load = {
-  usage = ':load FILE', help = 'runs a Lua file here: its globals stay', complete = 'file',
+  usage = ':load FILE', help = 'runs a Lua file; its globals stay', complete = 'file',
   run = function(session, path)
-    if path == '' then errors.fail ':load wants a file' end
+    if path == '' then errors.fail ':load needs a file' end
     local text, problem = read_file(path)
     if not text then errors.fail(problem) end
     local chunk
@@ -126,14 +126,14 @@ M.load = {
   end,
 }
 
--- 'vae' may mean cr.vae or models.vae.
+-- The name 'vae' may mean cr.vae or models.vae.
 local function full_name(name)
   for _, candidate in ipairs { name, 'cr.' .. name, 'models.' .. name, 'cr.schedulers.' .. name } do
     if package.loaded[candidate] ~= nil or package.searchpath(candidate, package.path) then return candidate end
   end
 end
 
--- The old table takes the new fields, so that whoever holds it sees them.
+-- The old table gets the new fields, so that all references to it see them.
 local function renew(old, new)
   for key in pairs(old) do
     if rawget(new, key) == nil then rawset(old, key, nil) end
@@ -143,10 +143,10 @@ local function renew(old, new)
 end
 
 M.reload = {
-  usage = ':reload MODULE', help = 'reads a module anew, for all who use it',
+  usage = ':reload MODULE', help = 'reloads a module for everything that uses it',
   complete = 'module',
   run = function(_, name)
-    if name == '' then errors.fail ":reload wants a module's name, as require takes it: :reload cr.nn, :reload mine; Tab lists them" end
+    if name == '' then errors.fail ":reload needs a module's name as for require: :reload cr.nn, :reload mine; Tab lists them" end
     local module = full_name(name)
     if not module then
       errors.fail(("there is no module '%s': %s"):format(name, errors.did_you_mean(name, require 'cr.tools.help'.modules())))
@@ -171,7 +171,7 @@ M.reload = {
 local makers = { 'tensor', 'empty', 'zeros', 'ones', 'full', 'arange', 'randn', 'rand' }
 local chosen = 'cpu'
 
--- `cr` as typed code sees it: what it makes lies on the chosen device unless its options say otherwise.
+-- The `cr` of typed code, whose new tensors are on the chosen device unless their options name another.
 local function cr_on(device)
   local cr = require 'cr'
   if device == 'cpu' then return cr end
@@ -210,17 +210,17 @@ local function list_devices()
 end
 
 M.device = {
-  usage = ':device [NAME]', help = 'lists devices, or chooses where new tensors lie',
-  more = [[Without a name lists the devices. cpu, cuda or cuda:N is where cr.randn, cr.zeros, ... make tensors
-  from now on, when you type them without a device. :device reset starts a card anew after a fault;
-  where the driver does not let it, :restart does.]],
+  usage = ':device [NAME]', help = 'lists devices, or chooses the device of new tensors',
+  more = [[Without a name it lists the devices. With cpu, cuda or cuda:N, cr.randn, cr.zeros, ... make tensors there
+  from now on, if you type them without a device. :device reset resets a card after a fault;
+  if the driver does not allow it, use :restart.]],
   complete = 'device',
   run = function(_, name)
     local cr = require 'cr'
     if name == '' then return list_devices() end
     if name == 'reset' then
       cr.cuda.reset(chosen ~= 'cpu' and chosen or nil)
-      return print 'the card has started anew; tensors on it are lost'
+      return print 'the card was reset; tensors on it are lost'
     end
     if name ~= 'cpu' then
       if not name:find '^cuda:?%d*$' then errors.fail(("there is no device '%s': cpu, cuda or cuda:N"):format(name)) end

@@ -1,8 +1,7 @@
---- The prompt: reads what is typed, runs it, prints what it gives. `crescent` on a terminal.
+--- The interactive prompt of `crescent` on a terminal: reads input, runs it, prints the results.
 --
--- Reading is in line.lua, running in run.lua, printing in values.lua, completion in complete.lua; the
--- commands (:time, :mem, ...) are in files of their own, each a table of {usage, help, run, complete},
--- joined here.
+-- line.lua reads lines, run.lua runs them, values.lua prints values, complete.lua completes words. The commands
+-- (:time, :mem, ...) are in separate files, each a table of {usage, help, run, complete}, which this file joins.
 
 local line = require 'cr.tools.prompt.line'
 local run = require 'cr.tools.prompt.run'
@@ -12,14 +11,14 @@ local M = {}
 local registry = debug.getregistry()
 
 local SIGHUP, SIGTERM = 1, 15
-local GRACE_MS = 10000 -- an operation that cannot be stopped sooner costs the session
+local GRACE_MS = 10000 -- if an operation cannot be interrupted within this time, the process ends
 
 -- ---- commands -----------------------------------------------------------------------------------
 
 local groups = { 'cr.tools.prompt.general', 'cr.tools.prompt.measure', 'cr.tools.prompt.display' }
 
---- All commands by name: {usage, help, run = fn(session, rest of the line), complete = what its rest
---- is: 'lua', 'file', 'module', 'device', 'name'}.
+--- Returns all commands by name: {usage, help, run = fn(session, rest of the line), complete = the kind of the rest:
+--- 'lua', 'file', 'module', 'device', 'name'}.
 --- @return table<string, table>
 function M.commands()
   if M.all then return M.all end
@@ -30,17 +29,17 @@ function M.commands()
   return M.all
 end
 
--- What people type first at a prompt, unless they have given the word a meaning.
+-- Words that people type first at a prompt, unless they have defined them as variables.
 local plain = { help = ':help', quit = ':quit', exit = ':quit' }
 
--- 'name', 'rest' of a command, or nil.
+-- Splits a command into name and rest, or returns nil.
 local function as_command(text)
   if text:sub(1, 2) == '??' then return 'search', text:sub(3):match '^%s*(.*)$' end
   if text:sub(1, 1) == '?' then return 'help', text:sub(2):match '^%s*(.*)$' end
   local word, topic = text:match '^(%a+)%s*%(?%)?$', text:match '^help%s+([%w_.:?]+)$'
   if topic then word = 'help' end
   if word and plain[word] and rawget(_G, word) == nil then text = plain[word] .. ' ' .. (topic or '') end
-  if text:sub(1, 1) ~= ':' or text:sub(1, 2) == '::' then return nil end -- (:: begins a label)
+  if text:sub(1, 1) ~= ':' or text:sub(1, 2) == '::' then return nil end -- :: begins a label in Lua
   local name, rest = text:match '^:([%w_]*)%s*(.*)$'
   return name, rest
 end
@@ -57,7 +56,7 @@ end
 
 -- ---- the session --------------------------------------------------------------------------------
 
--- The card as its driver names it; asking CUDA would start it, which takes a second.
+-- Returns the card's name from its driver, because asking CUDA would initialize it, which takes a second.
 local function card_name()
   local lfs = require 'lfs'
   local folder = '/proc/driver/nvidia/gpus'
@@ -86,7 +85,7 @@ local function loaded_loop()
   return type(loop) == 'table' and loop or nil
 end
 
--- Tasks that failed while nobody waited for them, and callbacks.
+-- Reports failed callbacks, and failed tasks that nobody awaits.
 local function tell_failures(reader)
   local loop = loaded_loop()
   if not loop then return end
@@ -105,7 +104,7 @@ local function stop_tasks()
   print(('%d task%s stopped'):format(n - loop.count(), n - loop.count() == 1 and '' or 's'))
 end
 
--- A chunk, a command or nothing; true if more lines are needed.
+-- Handles a chunk, a command or an empty line. Returns true if more lines are needed.
 local function take(session, text)
   local trimmed = text:match '^%s*(.-)%s*$'
   if trimmed == '' then return false end
@@ -127,7 +126,7 @@ local function take(session, text)
   return false
 end
 
--- Tasks may print while a line is edited: the line makes room and comes back.
+-- Lets tasks print while a line is being edited: the line is hidden and redrawn.
 local function print_beside(reader)
   local print_plain = print
   function _G.print(...)
@@ -137,7 +136,7 @@ local function print_beside(reader)
 end
 
 --- Reads, runs and prints until Ctrl-D, :quit or SIGTERM.
---- @param host table of lua/cr/tools/program.lua
+--- @param host table see lua/cr/tools/program.lua
 function M.run(host)
   registry.cr_hold = true
   host.set_grace(GRACE_MS)
@@ -162,7 +161,7 @@ function M.run(host)
     elseif why == 'end' then
       print ''
       if not text then break end
-      text = nil -- the unfinished chunk, not the session
+      text = nil -- drops the unfinished chunk, not the session
     else
       text = text and text .. '\n' .. more or more
       if not take(session, text) then text = nil end

@@ -1,13 +1,12 @@
---- Reads lines from a terminal with GNU readline, while the event loop goes on: timers, decoding and
---- a card's work do not wait for the person who types.
+--- Reads lines from a terminal with GNU readline while the event loop runs, so that typing does not block timers,
+--- decoding or a card.
 --
--- Readline, not libedit: its callback interface never blocks inside a half-typed key (libedit waits
--- there for the rest of an escape sequence), and its lines may have several rows.
+-- Readline is used instead of libedit, because its callback interface never blocks inside a half-typed key (libedit
+-- waits there for the rest of an escape sequence), and its lines may span several rows.
 --
--- Invariants: the registry's cr_hold is true while a line is edited, so Ctrl-C raises nothing here;
--- the key itself does not reach us as a signal but as a character (VINTR is off); the terminal is
--- raw only between read's beginning and end. Lua is called back from inside readline, never an error
--- through it.
+-- Invariants: while a line is edited, the registry's cr_hold is true, so Ctrl-C raises no error here. The key arrives
+-- as a character, not as a signal (VINTR is off). The terminal is in raw mode only during `read`. Readline calls Lua
+-- callbacks, and no error ever passes through it.
 
 local ffi = require 'ffi'
 local base = require 'cr.ffi'
@@ -60,7 +59,7 @@ local CTRL_C, TAB = 3, 9
 
 -- ---- history ------------------------------------------------------------------------------------
 
---- Where lines are kept from run to run, or nil; the folders are made.
+--- Returns the path of the history file, whose folders are created, or nil.
 function M.history_path()
   local state = os.getenv 'XDG_STATE_HOME'
   if not state or state == '' then
@@ -78,7 +77,7 @@ end
 
 local function history_of(edit)
   local path = M.history_path()
-  -- With its time before each entry, an entry may have several lines.
+  -- Timestamps separate the entries, so that an entry may have several lines.
   edit.history_write_timestamps, edit.history_comment_char = 1, ('#'):byte()
   edit.using_history()
   edit.stifle_history(HISTORY_LINES)
@@ -95,7 +94,8 @@ local function history_of(edit)
     if text == last then return end
     last = text
     edit.add_history(text)
-    -- Each at once, so that a crash or a closed terminal loses nothing, nor a second session.
+    -- Each entry is appended at once, so that a crash or a closed terminal loses nothing, and parallel sessions do
+    -- not overwrite each other.
     if path then edit.append_history(1, path) end
   end
 end
@@ -109,7 +109,7 @@ local function plain_reader(host)
     io.flush()
     local line = io.read '*l'
     if host.interrupted() then
-      io.write '\n' -- after the terminal's ^C
+      io.write '\n' -- after the ^C that the terminal prints
       return nil, 'interrupted'
     end
     if not line then return nil, 'end' end
@@ -137,14 +137,14 @@ local function list_below(edit, list)
     names[i] = kept[i]
     longest = math.max(longest, #text)
   end
-  -- (The first slot is for what all have in common, which is not displayed.)
+  -- Slot 0 is for the common prefix, which is not displayed.
   kept[0] = ffi.new('char[1]')
   names[0] = kept[0]
   edit.rl_display_match_list(names, #list, longest)
   edit.rl_forced_update_display()
 end
 
--- Completes the word before the cursor as far as it is certain, and lists what it may become.
+-- Completes the word before the cursor as far as it is unique, and lists the candidates.
 local function complete_word(edit, complete)
   local whole = ffi.string(edit.rl_line_buffer, edit.rl_end)
   local before = whole:sub(1, edit.rl_point)
@@ -162,15 +162,15 @@ local function complete_word(edit, complete)
   end
 end
 
---- A reader of lines: {read = fn(prompt) -> line, or nil and 'end' or 'interrupted';
---- remember = fn(text), into the history; aside = fn(fn), which prints while a line is edited}.
---- @param host table of lua/cr/tools/program.lua
---- @param options table {complete = fn(text before the cursor) -> first, candidates;
----   waiting = fn(boolean), when it begins and ends to wait for keys; interrupt = fn(), Ctrl-C on an empty line}
+--- Makes a reader of lines: {read = fn(prompt) -> line, or nil and 'end' or 'interrupted'; remember = fn(text) adds
+--- to the history; aside = fn(fn) calls fn, which may print while a line is edited}.
+--- @param host table see lua/cr/tools/program.lua
+--- @param options table {complete = fn(text before the cursor) -> first, candidates; waiting = fn(boolean), called
+---   when it starts and stops waiting for keys; interrupt = fn(), called for Ctrl-C on an empty line}
 function M.reader(host, options)
   local edit = base.system_library(LIBRARY)
   local name = ffi.C.ttyname(0)
-  -- A description of its own: the loop makes it non-blocking, which what we print must not become.
+  -- The terminal is opened again, because the loop makes this descriptor non-blocking, and standard output must stay blocking.
   local own = name ~= nil and ffi.C.open(name, RDONLY + NOCTTY + CLOEXEC) or -1
   if not edit or own < 0 then return plain_reader(host) end
 
@@ -181,7 +181,7 @@ function M.reader(host, options)
   edit.rl_variable_bind('page-completions', 'off')
   edit.rl_variable_bind('enable-bracketed-paste', 'on')
 
-  local outcome -- of this read: {line}, {nil, why}
+  local outcome -- the result of this read: {line} or {nil, why}
   local editing = false
 
   local function finished(line)
@@ -242,7 +242,7 @@ function M.reader(host, options)
       local fine, err = pcall(loop.readable, own)
       if fine then
         edit.rl_callback_read_char()
-      elseif host.interrupted() then -- a signal from outside
+      elseif host.interrupted() then -- a signal from another process
         host.clear_interrupt()
         outcome = { nil, 'interrupted' }
       else
@@ -258,9 +258,9 @@ function M.reader(host, options)
     if empty then options.interrupt() end
     return outcome[1], outcome[2]
   end
-  jit.off(read) -- compiled code must not be called back
+  jit.off(read) -- a C callback must not enter compiled code
 
-  local inside = false -- of an aside, whose own printing comes here again
+  local inside = false -- an aside is active, whose own printing calls this function again
   local function aside(fn)
     if not editing or inside then return fn() end
     inside = true

@@ -10,13 +10,13 @@ local M = {}
 local SECONDS, MOST_RUNS, LARGEST = 0.5, 1000, 12
 
 local function compiled(code, name)
-  if code:find '^%s*$' then errors.fail(name .. ' wants an expression or statement') end
+  if code:find '^%s*$' then errors.fail(name .. ' needs an expression or statement') end
   local chunk, problem = run.compile(code)
   if not chunk then run.complain(problem) end
   return chunk
 end
 
--- The cards that this process computes on; to ask must not start one.
+-- Returns the cards that this process already uses, without initializing one.
 local function cards()
   local started = false
   for line in io.lines '/proc/self/maps' do
@@ -49,7 +49,7 @@ local function measured(chunk)
   local walls, queued = {}, {}
   local begin = clock()
   while first < SECONDS and clock() - begin < SECONDS and #walls < MOST_RUNS do
-    results = nil -- luacheck: ignore (what the last run made can be used again)
+    results = nil -- luacheck: ignore frees the results of the last run
     local t = clock()
     results = packed(chunk())
     local q = clock()
@@ -60,8 +60,8 @@ local function measured(chunk)
   return results, { first = first, walls = walls, queued = queued, used = used }
 end
 
--- Seconds of a run among many that are queued without waiting: the card's own time, unless queueing
--- takes longer.
+-- Returns the seconds of one run among many that are queued without synchronization: the card's own time, unless
+-- queueing takes longer.
 local function back_to_back(chunk, used, seconds)
   local n = math.max(2, math.min(MOST_RUNS, math.floor(SECONDS / 2 / seconds)))
   wait_for(used)
@@ -78,11 +78,11 @@ local function median(list)
 end
 
 M.time = {
-  usage = ':time CODE', help = 'how long CODE takes, over many runs',
-  more = [[CODE runs once, and if that took less than half a second, again for half a second; shown are the
-  median, the fastest and the slowest run, each until its results are there. If a card takes part: its
-  own time for a run among many, and how long queueing one takes. An assignment is repeated too: its
-  last value stays; a value is `_`.]],
+  usage = ':time CODE', help = 'measures the time of CODE over many runs',
+  more = [[CODE runs once and, if that takes less than half a second, again for half a second. It shows the
+  median, the fastest and the slowest run, each until its results are ready; on a card also the card's
+  own time for one run among many, and the time to queue one. An assignment is repeated, too, and its
+  last value stays. The value of an expression is `_`.]],
   run = function(_, code)
     local chunk = compiled(code, ':time')
     if not chunk then return end
@@ -120,12 +120,12 @@ local function print_tags(tags)
 end
 
 M.mem = {
-  usage = ':mem', help = 'what tensors hold, and the lines that made them',
+  usage = ':mem', help = 'shows the memory of tensors, and the lines that made them',
   run = function()
     collectgarbage()
     collectgarbage()
     local list = require 'cr.tools.prompt.origins'.list()
-    -- The processor counts no tags: there it is the file that tells what memory is for.
+    -- On the CPU memory has no tags, so the file that made a tensor shows its use.
     local files = {}
     for _, block in ipairs(list) do
       if block.tensor.device == 'cpu' then
@@ -167,8 +167,8 @@ M.mem = {
 -- ---- trace --------------------------------------------------------------------------------------
 
 M.trace = {
-  usage = ':trace CODE', help = 'time of each operation: a table and a trace file',
-  more = [[Runs CODE once, waiting for each operation, so that its time is its own; recorded graphs run
+  usage = ':trace CODE', help = 'measures each operation: a table and a trace file',
+  more = [[Runs CODE once and synchronizes after each operation to measure it; recorded graphs run
   operation by operation. The trace is written to trace.json in the current folder, or to FILE with
   `:trace -o FILE CODE`; ui.perfetto.dev and chrome://tracing show it.]],
   run = function(_, code)

@@ -1,5 +1,5 @@
---- Which line made each tensor, for :mem. Kept only at the prompt: looking it up at every operation
---- takes a few microseconds.
+--- Records which line made each tensor, for :mem. This is done only at the prompt, because it takes a few
+--- microseconds for each operation.
 
 local tensor = require 'cr.tensor'
 local memory = require 'cr.tensor.memory'
@@ -9,18 +9,18 @@ local run = require 'cr.tools.prompt.run'
 local M = {}
 
 local origins = setmetatable({}, { __mode = 'k' }) -- tensor -> 'models/networks/vae.lua:120', ...
-local tags = setmetatable({}, { __mode = 'k' })    -- tensor -> what it is for
+local tags = setmetatable({}, { __mode = 'k' })    -- tensor -> tag of its memory
 
---- Begins to note where tensors come from.
+--- Starts to record where tensors are made.
 function M.start()
   tensor.on_new(function(t)
-    origins[t] = run.places(2, 1)[1] or 'prompt' -- (a tail call leaves no line)
+    origins[t] = run.places(2, 1)[1] or 'prompt' -- a tail call leaves no line
     local tag = memory.tag()
     if tag ~= '' then tags[t] = tag end
   end)
 end
 
---- Tensors that are alive, one for each piece of memory, the largest first.
+--- Returns live tensors, one for each storage, the largest first.
 --- @return table[] {tensor, bytes, origin, tag}
 function M.list()
   local by_storage, list = {}, {}
@@ -33,7 +33,7 @@ function M.list()
         by_storage[key] = known
         list[#list + 1] = known
       end
-      -- Views share their memory; the widest of them tells most.
+      -- Views share a storage; the largest view represents it.
       if bytes > known.bytes then
         known.tensor, known.bytes, known.origin, known.tag = t, bytes, origin, tags[t] or ''
       end

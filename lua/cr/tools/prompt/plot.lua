@@ -1,4 +1,4 @@
---- Curves of a tensor in text: braille characters, 2 x 4 dots each, with the axes' numbers.
+--- Plots curves of a tensor as text, in braille characters of 2 x 4 dots, with numbers at the axes.
 
 local tensor = require 'cr.tensor'
 local base = require 'cr.ffi'
@@ -11,10 +11,10 @@ local BINS = 60
 local ESC = '\27['
 local hues = { 36, 33, 35, 32, 31, 34 }
 
--- Dot (column 0..1, row 0..3) of a braille character, as its bit.
+-- The bit of each dot (column 0..1, row 0..3) in a braille character.
 local dots = { [0] = { [0] = 0x01, 0x02, 0x04, 0x40 }, { [0] = 0x08, 0x10, 0x20, 0x80 } }
 
--- U+2800 + bits as UTF-8.
+-- Encodes U+2800 + bits as UTF-8.
 local function braille(bits)
   return string.char(0xe2, 0xa0 + bit.rshift(bits, 6), 0x80 + bit.band(bits, 0x3f))
 end
@@ -53,7 +53,7 @@ local function draw_curve(canvas, curve, index, low, high)
   local function row_of(v) return math.floor((high - v) / (high - low) * (rows - 1) + 0.5) end
   local last
   for x = 0, columns - 1 do
-    -- All values that fall into this column, so that a peak between two columns shows.
+    -- The column covers all values that fall into it, so that no peak is lost.
     local from = math.floor(x * n / columns) + 1
     local to = math.max(from, math.floor((x + 1) * n / columns))
     local least, most
@@ -74,14 +74,14 @@ local function draw_curve(canvas, curve, index, low, high)
   end
 end
 
---- Curves as text.
+--- Formats curves as text.
 --- @param curves number[][]
---- @param options table? {columns, lines, first = 1, last = the longest's length (numbers under the axis), color = boolean}
+--- @param options table? {columns, lines, first = 1, last = the longest length (numbers under the axis), color = boolean}
 --- @return string
 function M.curves(curves, options)
   local o = options or {}
   local low, high = bounds(curves)
-  if not low then return '  nothing but nan and inf' end
+  if not low then return '  all values are nan or inf' end
   local width, height = o.columns or math.min(100, terminal.size().columns - 14), o.lines or LINES
   local canvas = { width = width, height = height, hue = {} }
   local longest = 0
@@ -107,7 +107,7 @@ function M.curves(curves, options)
   return table.concat(lines, '\n')
 end
 
--- Counts of the values in equal steps between the least and the greatest.
+-- Counts the values in equal intervals between the minimum and the maximum.
 local function histogram(values)
   local low, high = bounds { values }
   if not low then return nil end
@@ -122,14 +122,13 @@ local function histogram(values)
   return counts, low, high
 end
 
---- A tensor as curves: of rank 1 one, of rank 2 with up to 6 rows one for each row, of all others how
---- often each value occurs.
+--- Plots a tensor: rank 1 as one curve, rank 2 with up to 6 rows as one curve for each row, others as a histogram.
 --- @param x Tensor|number[]
 --- @return string
 function M.text(x)
   if type(x) == 'table' and type(x[1]) == 'number' then x = tensor.tensor(x, { dtype = 'f64' }) end
   if not tensor.is_tensor(x) then base.fail('plot: a tensor or a list of numbers is needed, not ' .. type(x)) end
-  if x:numel() == 0 then base.fail('plot: ' .. tensor.shape_text(x) .. ' holds no numbers') end
+  if x:numel() == 0 then base.fail('plot: ' .. tensor.shape_text(x) .. ' has no elements') end
   local color = terminal.is_terminal() and terminal.colors() ~= 'none'
   if x:dim() <= 1 then
     local list = x:dim() == 0 and { x:item() } or x:tolist()
@@ -137,8 +136,8 @@ function M.text(x)
   end
   if x:dim() == 2 and x:size(1) <= MOST_CURVES then return M.curves(x:tolist(), { color = color }) end
   local counts, low, high = histogram(x:reshape({ x:numel() }, {}):tolist())
-  if not counts then return '  nothing but nan and inf' end
-  return ('  how often each value occurs, in %d steps\n'):format(BINS) ..
+  if not counts then return '  all values are nan or inf' end
+  return ('  histogram of the values, %d bins\n'):format(BINS) ..
       M.curves({ counts }, { first = low, last = high, color = color })
 end
 

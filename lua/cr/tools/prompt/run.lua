@@ -1,5 +1,5 @@
---- Runs what is typed at the prompt: expressions give their values, an error shows its message and
---- where it came from, and Ctrl-C ends a run, never the session.
+--- Runs input of the prompt: expressions return their values, errors show their message and origin, and Ctrl-C ends
+--- the run but never the session.
 
 local terminal = require 'cr.tools.terminal'
 local values = require 'cr.tools.prompt.values'
@@ -13,7 +13,7 @@ local tracing = os.getenv 'CR_TRACEBACK' == '1'
 
 local MOST_PLACES = 4
 
---- Compiles a chunk as it is typed: '=x' and expressions return their values.
+--- Compiles a typed chunk, in which '=x' and expressions return their values.
 --- @param text string
 --- @param name string? '=prompt'
 --- @return function? chunk
@@ -24,19 +24,19 @@ function M.compile(text, name)
   local chunk, problem = loadstring('return ' .. (expression or text), name)
   if not chunk and not expression then
     chunk, problem = loadstring(text, name)
-    -- Several lines of which the last is an expression, as one pastes them.
+    -- Pasted input may have several lines, the last of which is an expression.
     local before, last = text:match '^(.*\n)([^\n]*%S[^\n]*)%s*$'
     if not chunk and before then chunk = loadstring(before .. 'return ' .. last, name) end
   end
-  -- Machine code looks at no hooks: a loop typed by mistake could not be stopped.
+  -- Compiled code does not check hooks, so an endless loop could not be stopped.
   if chunk then jit.off(chunk, true) end
   return chunk, problem
 end
 
---- Whether more lines may make a whole of a text that does not compile.
+--- Returns whether a text that does not compile may be completed by more lines.
 function M.is_incomplete(problem) return problem ~= nil and problem:find "near '<eof>'" ~= nil end
 
--- A chunk's source as a person reads it, relative to our folder; false for the library's own files.
+-- Sources of chunks for display, relative to our folder; false for the library's own files.
 local shown_sources = {}
 local function shown_source(source)
   local known = shown_sources[source]
@@ -49,14 +49,14 @@ local function shown_source(source)
   return file
 end
 
--- 'models/networks/vae.lua:120' for a position in a script or network.
+-- Formats a position in a script or network: 'models/networks/vae.lua:120'.
 local function place(info)
   local file = info.what ~= 'C' and info.currentline > 0 and shown_source(info.source)
   return file and file .. ':' .. info.currentline or nil
 end
 
---- The places outside the library that lead to the function at `level`, the innermost first.
---- @param level integer as debug.getinfo's, of the caller
+--- Returns the positions outside the library in the call stack of the function at `level`, the innermost first.
+--- @param level integer as for debug.getinfo in the caller
 --- @param most integer
 --- @return string[]
 function M.places(level, most)
@@ -66,28 +66,28 @@ function M.places(level, most)
     local info = debug.getinfo(level, 'Sl')
     if not info then break end
     local p = place(info)
-    if p ~= list[#list] then list[#list + 1] = p end -- (a recursion is one place)
+    if p ~= list[#list] then list[#list + 1] = p end -- a recursion counts as one position
     level = level + 1
   end
   return list
 end
 
--- What xpcall's handler keeps of an error, since the stack is gone afterwards.
+-- The handler of xpcall records the stack of an error, which is gone afterwards.
 local function noted(err)
   local trace = tracing and debug.traceback(type(err) == 'string' and err or nil, 2) or nil
   return { err = err, places = M.places(2, MOST_PLACES), trace = trace }
 end
 
---- What tells of an error: its message (with the failing layer's path), and on a line below where it arose.
+--- Formats an error: its message (with the path of the failing layer), and on the next line where it arose.
 --- @param err any
 --- @param places string[]?
 --- @return string
 function M.explain(err, places)
-  -- A failure is meant for whoever typed: its message says all.
+  -- A failure is meant for the user, so its message is enough.
   if type(err) == 'table' and rawget(err, 'message') then return tostring(err.message) end
   if type(err) == 'table' and not (getmetatable(err) or {}).__tostring then return values.text(err) end
   local text = tostring(err)
-  -- The list of folders that were searched for a module says nothing to a person.
+  -- The list of folders that were searched for a module does not help the user.
   text = text:gsub("(module '[^']*' not found):\n.*", '%1')
   local file, line, rest = text:match '^([^\n:]+):(%d+): (.*)$'
   local at = {}
@@ -100,7 +100,7 @@ function M.explain(err, places)
     if not known then table.insert(at, 1, position) end
   end
   local lines = { text }
-  -- A single line at the prompt needs no position.
+  -- An error in a single line of the prompt needs no position.
   if not (#at == 0 or #at == 1 and at[1] == 'prompt:1') then
     lines[2] = '  at ' .. table.concat(at, ', ')
   end
@@ -117,7 +117,7 @@ function M.complain(err, places, head)
   print(head .. ' ' .. M.explain(err, places))
 end
 
---- What is said of a command that there is not.
+--- Returns the message about an unknown command.
 --- @param all table<string, table> the commands by name
 --- @param name string without its colon
 --- @return string
@@ -128,7 +128,7 @@ function M.no_command(all, name)
   return ('there is no command :%s: %s (%s)'):format(name, errors.did_you_mean(':' .. name, names, ''), table.concat(names, ' '))
 end
 
--- The names that a text declares from `at` to its end, where that is one statement: 'a, b' of "local a, b = 2".
+-- Returns the names that a text declares from `at` to its end, if that is a single statement: 'a, b' of "local a, b = 2".
 local function declared_at(text, at)
   if not loadstring(text:sub(1, at - 1)) then return nil end
   local fn, body = text:match('^local%s+function%s+([%a_][%w_]*)%s*(%(.*)$', at)
@@ -140,21 +140,21 @@ local function declared_at(text, at)
   return names:match '^(.-)%s*$'
 end
 
---- What to tell of a chunk that ends by declaring locals, which nobody can use any more; nil of others.
---- @param text string as it was typed
+--- Returns a hint for a chunk that ends with a declaration of locals, which cannot be used afterwards; nil for other chunks.
+--- @param text string as typed
 --- @return string?
 function M.hint(text)
   local names
   for at in text:gmatch '%f[%w_]()local%f[^%w_]' do names = declared_at(text, at) or names end
   if not names then return nil end
   local several = names:find ',' ~= nil
-  return ('  %s: a local ends with what was typed at once, so %s gone: write %s without `local`'):format(names,
+  return ('  %s: a local is visible only in the input that declares it, so %s gone: write %s without `local`'):format(names,
     several and 'these are' or 'it is', several and 'them' or 'it')
 end
 
 local function packed(...) return { n = select('#', ...), ... } end
 
---- Calls fn(...): its results, or prints the error. Ctrl-C ends it with 'interrupted'.
+--- Calls fn(...) and returns its results, or prints its error. Ctrl-C ends it with 'interrupted'.
 --- @param host table of lua/cr/tools/program.lua
 --- @param fn function
 --- @return boolean ok
@@ -165,7 +165,7 @@ function M.call(host, fn, ...)
   local result = packed(xpcall(function() return fn(unpack(arguments, 1, arguments.n)) end, noted))
   registry.cr_hold = true
   local failure = not result[1] and result[2] or nil
-  -- (A stack overflow leaves the handler no stack: then the error comes as it is.)
+  -- After a stack overflow the handler cannot run, and the error arrives as it is.
   if failure and type(failure) ~= 'table' then failure = { err = failure } end
   if host.interrupted() then
     local loop = package.loaded['cr.loop']
@@ -181,12 +181,12 @@ function M.call(host, fn, ...)
   return false
 end
 
---- Prints values one a line.
+--- Prints values, each on its own line.
 function M.print_values(n, ...)
   for i = 1, n do print(values.text((select(i, ...)))) end
 end
 
---- Runs a chunk and prints what it returns; the last first value is `_` afterwards.
+--- Runs a chunk and prints its results; `_` is then the first of them.
 --- @param host table
 --- @param chunk function
 --- @return boolean
@@ -194,7 +194,7 @@ function M.show(host, chunk)
   local results = packed(M.call(host, chunk))
   if not results[1] then return false end
   if results.n > 1 and results[2] ~= nil then rawset(_G, '_', results[2]) end
-  -- Printing runs code too: a tensor's, or the script's own __tostring.
+  -- Printing runs code, too: that of tensors, or a script's own __tostring.
   return (M.call(host, M.print_values, results.n - 1, unpack(results, 2, results.n)))
 end
 

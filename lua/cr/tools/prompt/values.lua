@@ -1,12 +1,12 @@
---- How the prompt prints values: tensors as they print, tables short, sorted and nested by depth.
+--- Formats values for the prompt: tensors as tostring does, tables abridged, sorted and indented.
 
 local arguments = require 'cr.arguments'
 local M = {}
 
-local DEPTH = 3       -- tables inside tables
-local ARRAY = 10      -- values of an array
-local NAMES = 40      -- named values
-local WIDTH = 96      -- from here on a table takes a line for each value
+local DEPTH = 3       -- nested tables
+local ARRAY = 10      -- values shown of an array
+local NAMES = 40      -- named values shown of a table
+local WIDTH = 96      -- a longer table takes one line for each value
 
 local function key_order(a, b)
   local ta, tb = type(a), type(b)
@@ -57,12 +57,12 @@ function short(value, depth, indent)
     return #text <= 200 and text or text:sub(1, 196) .. '..."'
   end
   if kind == 'function' then return 'function' end
-  -- A tensor in a table: its head line is enough.
+  -- For a tensor in a table the head line is enough.
   if kind ~= 'table' or own_text(value) then return (tostring(value):gsub('\n.*', ' ...')) end
   return table_text(value, depth, indent)
 end
 
---- A value as the prompt shows it.
+--- Formats a value for the prompt.
 --- @param value any
 --- @return string
 function M.text(value)
@@ -76,7 +76,7 @@ function M.text(value)
   return tostring(value)
 end
 
---- Bytes as a person reads them: '1.5 GiB'.
+--- Formats a number of bytes: '1.5 GiB'.
 --- @param n number
 --- @return string
 function M.bytes(n)
@@ -86,7 +86,7 @@ function M.bytes(n)
   return ('%d B'):format(n)
 end
 
---- Seconds as a person reads them: '1.23 s', '4.56 ms', '7.89 us'.
+--- Formats seconds: '1.23 s', '4.56 ms', '7.89 us'.
 --- @param s number
 --- @return string
 function M.seconds(s)
