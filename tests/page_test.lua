@@ -129,7 +129,7 @@ local page
 test('making a video: files, person, settings, progress', function()
   page = open()
   inspect(page, 'empty')
-  t.equal(page:text '#summary', 'Still wanted: a video and a voice.')
+  t.equal(page:text '#summary', 'Still missing: a video and a voice.')
   choose_video(page)
   choose_voice(page)
   found(page, 1)

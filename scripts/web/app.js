@@ -35,7 +35,7 @@ function route() {
   current.open(rest);
 }
 
-/** Files that are dropped: onto the place for them, else where their kind belongs. */
+/** Uploads dropped files: to the drop target under the pointer, otherwise to the one for their type. */
 function bindDrops() {
   const placeOf = target => target?.closest?.('[data-drop]');
   const slotAt = (target, file) => {
@@ -112,14 +112,14 @@ function bind() {
   bindDrops();
 }
 
-/** Goes on where the connection was lost. */
+/** Continues after a lost connection. */
 function regained() {
   for (const slot of slots()) if (slot.status === 'failed' && slot.problem.status === 0) send(slot);
   if (!state.rows.length) load();
   if (current === pages.history || current === pages.job && !state.job) route();
 }
 
-/** Asks the server what it is and can. */
+/** Fetches the server's description and capabilities. */
 async function load() {
   try {
     const asked = ['system', 'settings', 'presets'].map(name => call('GET', 'v1/' + name));

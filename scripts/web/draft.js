@@ -21,7 +21,7 @@ export function newDraft() {
   return draft;
 }
 
-/** Puts a draft in the place of the one that there is. */
+/** Replaces the current draft. */
 export function startDraft(draft) {
   for (const slot of slots()) clear(slot);
   forgetPeople();
@@ -62,7 +62,7 @@ function factsOf(file) {
   return dotted([extent(v), rate, lasting(v.seconds), size(file.bytes)]);
 }
 
-/** Draws a box around everybody who is first seen where the paused video stands. */
+/** Draws a box around everybody who is first visible at the time of the paused video. */
 export function drawBoxes() {
   const video = $('video'), { crowd, video: { remote } } = state.draft;
   const people = remote?.video && video.paused && $('video-word').hidden && crowd?.people || [];
@@ -80,7 +80,7 @@ function boxOf({ number, box: [x, y, w, h] }, { width, height }) {
   return box;
 }
 
-/** Another video has other people. */
+/** Discards the people: another video has other ones. */
 function forgetPeople() {
   const draft = state.draft;
   if (!draft) return;
@@ -89,16 +89,16 @@ function forgetPeople() {
   Object.assign(draft, { crowd: null, who: 'largest', each: false, voices: new Map() });
 }
 
-/** The piece of the video that is made: the numbers of people belong to it. */
+/** The part of the video that the job processes; the numbers of people depend on it. */
 function piece() {
   const { start, duration } = state.draft.values;
   return { ...start !== undefined && { start }, ...duration !== undefined && { duration } };
 }
 
-// Whom a rule picks, where it is not a person by number.
+// The texts for rules that select a person without a number.
 const RULES = { largest: 'Largest face', all: 'Everyone', speaking: 'Who speaks in the source' };
 
-/** Has the server look for people. */
+/** Starts the search for people on the server. */
 export async function findPeople() {
   const draft = state.draft, video = draft.video.remote.id;
   draft.crowd?.stop?.();
@@ -126,7 +126,7 @@ export async function findPeople() {
   }
 }
 
-/** Chosen stays who is there, such as in another piece of the video. */
+/** Keeps the selected people if they are still there, for example in another part of the video. */
 function keepChoices(numbers) {
   const draft = state.draft;
   if (/^\d+$/.test(draft.who) && !numbers.includes(Number(draft.who))) draft.who = 'largest';
@@ -162,15 +162,15 @@ function personCard(crowd, { number, first, last, share }) {
     el('span', { className: 'hint' }, when));
 }
 
-/** What is to be said of the search for people. */
+/** The message about the search for people. */
 function crowdInWords({ crowd, video, each }) {
   if (!crowd) return video.status === 'empty' ? 'The people in the video appear here.' : '';
-  if (crowd.state === 'queued' && crowd.position) return `Waiting to look for people: ${ordinal(crowd.position)} in the queue.`;
-  if (crowd.state === 'queued' || crowd.state === 'running') return 'Looking for people…';
+  if (crowd.state === 'queued' && crowd.position) return `Waiting for the search for people: ${ordinal(crowd.position)} in the queue.`;
+  if (crowd.state === 'queued' || crowd.state === 'running') return 'Searching for people…';
   if (!crowd.people) return '';
   if (crowd.people.length === 0) return 'No face was found in this video. Choose another one.';
   if (crowd.people.length === 1) return 'One person was found.';
-  return each ? 'Each person has a voice of their own.' : `${crowd.people.length} people were found.`;
+  return each ? 'Each person has their own voice.' : `${crowd.people.length} people were found.`;
 }
 
 export function drawPeople() {
@@ -191,7 +191,7 @@ export function drawPeople() {
   changed();
 }
 
-/** One voice, or one for each person. */
+/** Shows one voice, or one for each person. */
 function drawVoices() {
   const { each, voices, crowd } = state.draft;
   show($('voice'), !each);

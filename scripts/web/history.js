@@ -1,11 +1,11 @@
-// What was made: a card for each job, the newest first.
+// Earlier jobs: a card for each, the newest first.
 
 import { state } from './state.js';
 import { $, show, note, el, icon, clamp, dotted, lasting, ago } from './tools.js';
 import { call, ended, fileOf } from './server.js';
 import { STATES, nameOf, shareOf, remove } from './job.js';
 
-/** Fetches the newest jobs, or, after one, those before it. */
+/** Fetches the newest jobs, or those before a given one. */
 export async function openHistory(after) {
   const history = state.history;
   clearTimeout(history.timer);
@@ -37,7 +37,7 @@ async function drawHistory() {
   show($('more'), !!state.history.next);
 }
 
-/** The newest frame of a job, or a sign where there is none. */
+/** The newest frame of a job, or an icon if there is none. */
 function thumbOf(job) {
   const thumb = el('div', { className: 'thumb' }, icon('film'));
   if (job.state !== 'done' && !job.progress?.frames) return thumb;

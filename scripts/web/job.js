@@ -1,4 +1,4 @@
-// A job that waits, runs or has ended: its progress, inputs, report and actions.
+// A waiting, running or finished job: its progress, inputs, report and actions.
 
 import { state } from './state.js';
 import { $, show, note, el, ordinal, capital, dotted, lasting, extent, size, ago, say, confirmed, shape } from './tools.js';
@@ -11,11 +11,11 @@ import { openViewer } from './viewer.js';
 
 export const STATES = { queued: 'Waiting', running: 'Running', done: 'Done', failed: 'Failed', cancelled: 'Cancelled' };
 const STAGES = {
-  load: 'Loading the model', audio: 'Listening to the voice', decode: 'Looking at the video', detect: 'Looking for faces',
-  align: 'Looking for faces',
+  load: 'Loading the model', audio: 'Analysing the voice', decode: 'Reading the video', detect: 'Finding faces',
+  align: 'Finding faces',
 };
 const FACES = {
-  largest: 'The largest face', all: 'Everyone', speaking: 'Who speaks in the source', left: 'Who is left', right: 'Who is right',
+  largest: 'The largest face', all: 'Everyone', speaking: 'Who speaks in the source', left: 'The left face', right: 'The right face',
 };
 const faceInWords = face => FACES[face] || (/^\d+$/.test(face) ? `Person ${face}` : face);
 export const nameOf = file => file ? file.name : 'a file that is gone';
@@ -51,7 +51,7 @@ export async function openJob(id) {
   }
 }
 
-/** Leaves a job: nothing of it goes on. */
+/** Leaves the view of a job and stops its requests and timers. */
 export function closeJob() {
   state.stop?.();
   Object.assign(state, { job: null, stop: null });
@@ -63,7 +63,7 @@ export function closeJob() {
   document.title = 'Crescent';
 }
 
-/** Shows a new frame once it is loaded, so that nothing flickers. */
+/** Shows a new frame after it is loaded, so that the picture does not flicker. */
 function preview(url) {
   const next = new Image(), id = state.job.id;
   next.onload = () => {
@@ -101,7 +101,7 @@ function doingInWords({ state: now, position, progress }) {
   return position === 1 ? 'Waiting: next in the queue' : position ? `Waiting: ${ordinal(position)} in the queue` : 'Waiting';
 }
 
-/** How much of a job is done, 0 to 1, where that is known: steps are nine tenths of the work. */
+/** A job's progress from 0 to 1, if it is known: steps are nine tenths of the work. */
 export function shareOf({ state: now, progress: { step, steps, window, windows, frames, total } = {} }) {
   if (now !== 'running' || !total) return undefined;
   const written = frames / total;
@@ -121,11 +121,11 @@ function drawProgress(job) {
   say(share === undefined ? doing : `${doing}: ${25 * Math.floor(4 * share)} percent`);
 }
 
-/** Terms and what is to be said of them, without those of which there is nothing to say. */
+/** Terms and their values, without empty ones. */
 const terms = facts => Object.entries(facts).filter(([, text]) => text)
   .flatMap(([name, text]) => [el('dt', {}, name), el('dd', {}, String(text))]);
 
-/** What the job is made of, and what came out. */
+/** A job's inputs and results. */
 async function drawFacts(job) {
   const { voices = [], settings = {}, result, started, finished } = job;
   const [video, audio] = await Promise.all([fileOf(job.video), job.audio && fileOf(job.audio)]);
@@ -161,7 +161,7 @@ export async function drawReport() {
   } catch (problem) { note($('report-problem'), problem.message); }
 }
 
-/** Does something with the job that is shown; what is wrong is said at a place. */
+/** Runs an action on the shown job; an error is shown in the given element. */
 async function attempt(place, action) {
   note($(place), '');
   try { await action(state.job); } catch (problem) {
@@ -179,7 +179,7 @@ export const again = () => attempt('job-problem', async ({ kind, video, audio, v
   location.hash = '#job/' + job.id;
 });
 
-/** A new draft from the job that is shown. */
+/** Makes a new draft from the shown job. */
 export const change = () => attempt('job-problem', async job => {
   const { face, ...values } = job.settings || {}, draft = newDraft();
   const voices = (job.voices || []).filter(one => /^\d+$/.test(one.face));
@@ -199,9 +199,9 @@ export const change = () => attempt('job-problem', async job => {
   location.hash = '';
 });
 
-/** Deletes a job, if the user wants that. Whether it is gone; what is wrong is said at a place. */
+/** Deletes a job if the user confirms. Returns whether it is deleted; an error is shown in the given element. */
 export async function remove(job, place) {
-  const text = 'The result is deleted from the server. The video and the voice that it was made from stay.';
+  const text = 'The result is deleted from the server. The source video and the voice are kept.';
   if (!await confirmed('Delete this video?', text)) return false;
   try { await call('DELETE', `v1/jobs/${job.id}`); } catch (problem) {
     note($(place), problem.message);

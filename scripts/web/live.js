@@ -146,7 +146,7 @@ function stopMicrophone() {
 
 function drawMicrophone() {
   $('mic').setAttribute('aria-pressed', String(!!microphone));
-  $('mic').querySelector('span').textContent = microphone ? 'Stop listening' : 'Microphone';
+  $('mic').querySelector('span').textContent = microphone ? 'Stop the microphone' : 'Microphone';
 }
 
 // ---- figures ------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ import { $, note, capital, dotted } from './tools.js';
 import { Problem, call } from './server.js';
 import { titleOf, read, find } from './settings.js';
 
-/** Why a slot cannot be used. */
+/** The reason why a slot cannot be used. */
 function lack(slot, wanted) {
-  if (slot.status === 'uploading') return `The ${wanted} is still on its way: wait for it.`;
-  if (slot.status === 'recording') return 'The recording still runs: stop it first.';
+  if (slot.status === 'uploading') return `The ${wanted} is still uploading: wait for it.`;
+  if (slot.status === 'recording') return 'The recording is running: stop it first.';
   return slot.problem?.message || `Add a ${wanted}.`;
 }
 
@@ -17,7 +17,7 @@ function idOf(slot, field, wanted) {
   return slot.remote.id;
 }
 
-/** The voices of people that were given, with their numbers. */
+/** The voices that are given, with the numbers of their people. */
 const given = voices => [...voices].filter(([, slot]) => slot.status !== 'empty' || slot.problem);
 
 /** The draft as a request; throws a Problem with the field of what is missing. */
@@ -58,17 +58,17 @@ export async function make() {
   }
 }
 
-/** What will be made, or what is still wanted for it, in a line. */
+/** One line that says what will be made, or what is missing. */
 export function drawSummary() {
   const { video, voice, voices, each, who, preset } = state.draft;
   const named = each ? given(voices).map(([number, slot]) => `person ${number}: ${slot.name}`) : [voice.name].filter(Boolean);
   const wanted = [!video.name && 'a video', !named.length && 'a voice'].filter(Boolean);
   const person = !each && /^\d+$/.test(who) && `person ${who}`;
   const all = dotted([video.name, ...named, person, preset]);
-  $('summary').textContent = wanted.length ? `Still wanted: ${wanted.join(' and ')}.` : all;
+  $('summary').textContent = wanted.length ? `Still missing: ${wanted.join(' and ')}.` : all;
 }
 
-/** Takes back what was said of an earlier attempt. */
+/** Removes the messages of an earlier attempt. */
 function forgive() {
   for (const id of ['problem', 'preset-problem', 'voices-problem']) note($(id), '');
   for (const row of state.rows) row.refuse?.('');
@@ -81,7 +81,7 @@ function slotOf(field) {
   return { video, audio: voice }[field];
 }
 
-/** Shows a problem beside what it is about, and goes there. */
+/** Shows a problem next to its field, and moves the focus there. */
 function blame(problem) {
   const field = (problem.field || '').replace(/^\/?(settings[./])?/, ''), slot = slotOf(field);
   const row = state.rows.find(one => one.name === field && one.view);

@@ -4,7 +4,7 @@
 import { state } from './state.js';
 import { $, show, note, pause, capital, say } from './tools.js';
 
-/** What went wrong: the server's sentence with its status and field; status 0: it was not reached, 1: found here. */
+/** An error: the server's sentence with its status and field. Status 0: the server was not reached; 1: found in the browser. */
 export class Problem extends Error {
   constructor(status, message, field) {
     super(message);
@@ -34,7 +34,7 @@ function keepToken(text) {
 }
 
 let asking = null;
-/** Asks for the token, once for all who wait for it. */
+/** Asks for the token, once for all requests that wait for it. */
 export function askToken() {
   asking ??= new Promise(resolve => {
     const dialog = $('token');
@@ -50,7 +50,7 @@ export function askToken() {
   return asking;
 }
 
-/** An operation's answer, or a Problem. */
+/** Returns an operation's answer, or throws a Problem. */
 export async function call(method, path, body, headers = {}) {
   for (;;) {
     const used = token();
@@ -71,7 +71,7 @@ export async function call(method, path, body, headers = {}) {
   }
 }
 
-/** Sends a file; progress(bytes) tells how far. {done: its File or a Problem, stop()}. */
+/** Uploads a file; calls progress(bytes). Returns {done: a promise of its File or a Problem, stop()}. */
 export function put(blob, name, progress) {
   const request = new XMLHttpRequest(); // fetch does not report upload progress
   const done = new Promise((resolve, reject) => {
@@ -91,7 +91,7 @@ export function put(blob, name, progress) {
 
 export const ended = job => job.state !== 'queued' && job.state !== 'running';
 
-/** Calls seen(job) at each change until the job has ended, preview(url) for each picture. Returns what stops it. */
+/** Calls seen(job) at each change until the job ends, and preview(url) for each picture. Returns a function that stops it. */
 export function follow(id, seen, preview = () => {}) {
   let source, stopped = false;
   const stop = () => { stopped = true; source.close(); };
@@ -125,7 +125,7 @@ export function follow(id, seen, preview = () => {}) {
   return stop;
 }
 
-/** The connection is gone: says so until the server answers again, which the event 'regained' tells. */
+/** Shows that the connection is lost until the server answers again; then the event 'regained' is sent. */
 export function lose() {
   if (!state.online) return;
   state.online = false;
@@ -140,7 +140,7 @@ export function lose() {
   })();
 }
 
-/** A File by its id, null where there is none any more. */
+/** A File by its id; null if it does not exist any more. */
 export async function fileOf(id) {
   if (!state.files.has(id)) {
     try { state.files.set(id, await call('GET', `v1/files/${id}`)); } catch (problem) {

@@ -11,12 +11,12 @@ const HEADINGS = {
 export const titleOf = row => capital(row.name.replaceAll('_', ' '));
 export const presetOf = name => state.presets.find(preset => preset.name === name);
 
-/** A row's value where the user says nothing: the preset's, or the default; undefined: the model's own. */
+/** A row's value if the user sets nothing: the preset's, or the default; undefined: the checkpoint's. */
 const baseOf = row => presetOf(state.draft.preset)?.settings[row.name] ?? row.default ?? undefined;
 
 export const inWords = value => value === true ? 'on' : value === false ? 'off' : String(value);
 
-/** A sentence with `words` in backticks as code. */
+/** An element with a sentence, whose words in backticks are code. */
 const marked = text => text.split('`').map((piece, i) => i % 2 ? el('code', {}, piece) : piece);
 
 function listOf(values) {
@@ -24,7 +24,7 @@ function listOf(values) {
   return el('select', {}, el('option', { value: '' }, 'Default'), ...options);
 }
 
-/** The field of a row. A flag without a default of its own can be left open, so it is a list. */
+/** The input of a row. A flag without a default can be unset, so it is a list. */
 function fieldOf({ type, choices, minimum, maximum, default: standard }) {
   if (choices?.length) return listOf(choices);
   if (type === 'flag' && typeof standard !== 'boolean') return listOf([true, false]);
@@ -37,7 +37,7 @@ function fieldOf({ type, choices, minimum, maximum, default: standard }) {
   return field;
 }
 
-/** What a field says: a value, undefined where it says nothing; throws what is wrong with it. */
+/** The value of an input; undefined if it is empty; throws an error if it is invalid. */
 export function read(row, field) {
   const { type, minimum, maximum } = row, text = field.value.trim(), value = Number(text);
   const refuse = what => { throw new Error(`${titleOf(row)}: ${what}.`); };
@@ -65,7 +65,7 @@ function moreAbout(row, doc) {
   return more;
 }
 
-/** A setting: its field, its help, what is wrong. draw() shows the draft's value, refuse(text) what is wrong with it. */
+/** A setting: its input, its help, its error. draw() shows the value of the draft, refuse(text) shows an error. */
 function rowView(row) {
   const title = titleOf(row), field = fieldOf(row), standard = el('span');
   const label = el('label', { htmlFor: `set-${row.name}` }, title);
@@ -108,7 +108,7 @@ function accept(row) {
   try { set(row, read(row, row.field)); } catch (error) { row.refuse(error.message); }
 }
 
-/** Takes a value into the draft; undefined, or the value that it would have anyway, leaves it out. */
+/** Writes a value into the draft; undefined or the default removes it. */
 function set(row, value) {
   const values = state.draft.values;
   if (value === undefined || value === baseOf(row)) delete values[row.name]; else values[row.name] = value;
@@ -124,7 +124,7 @@ function drawCount() {
   changed();
 }
 
-/** Builds the fields, once the server has told its settings. */
+/** Builds the inputs after the server has sent its settings. */
 export function buildOptions() {
   const shown = state.rows.filter(row => !OWN.includes(row.name));
   const advanced = shown.filter(row => row.group !== 'simple');
@@ -145,7 +145,7 @@ export function buildOptions() {
   }));
 }
 
-/** Takes back all that the user has set. */
+/** Resets all settings. */
 export function resetOptions() {
   for (const row of state.rows) if (state.draft.values[row.name] !== undefined) set(row, undefined);
 }
@@ -159,7 +159,7 @@ export function drawOptions() {
   drawCount();
 }
 
-/** Shows the settings whose name or help has a word. */
+/** Shows the settings whose name or help contains a word. */
 export function find() {
   const word = $('find').value.trim().toLowerCase();
   let any = false;

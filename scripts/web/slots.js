@@ -22,7 +22,7 @@ export function slots() {
   return draft ? [draft.video, draft.voice, ...draft.voices.values()] : [];
 }
 
-/** Empties a slot and lets go of what it held. */
+/** Empties a slot and releases its resources. */
 export function clear(slot) {
   slot.upload?.stop();
   slot.recorder?.drop();
@@ -30,7 +30,7 @@ export function clear(slot) {
   Object.assign(slot, EMPTY);
 }
 
-/** Takes a file that the user gave. */
+/** Uploads a file that the user selected. */
 export function take(slot, file, name = file.name) {
   clear(slot);
   Object.assign(slot, { name, blob: file, url: URL.createObjectURL(file) });
@@ -44,10 +44,10 @@ function fail(slot, problem) {
   slot.changed();
 }
 
-/** Whether sending again may help. */
+/** Whether a second attempt may succeed. */
 export const retriable = slot => slot.status === 'failed' && !!slot.blob && slot.problem.status !== 413;
 
-/** How far an upload is, in words and in its bar. */
+/** Shows the progress of an upload as text and as a bar. */
 export function drawUpload(slot, bar) {
   const sending = slot.status === 'uploading';
   show(bar, sending);
@@ -71,7 +71,7 @@ export async function send(slot) {
   }
 }
 
-/** A file that the server has goes into a slot. */
+/** Puts a file of the server into a slot. */
 export function fill(slot, file) {
   state.files.set(file.id, file);
   const url = slot.url || contentOf(file);
@@ -85,12 +85,12 @@ export function fill(slot, file) {
 }
 
 const WHY_NOT_RECORDED = {
-  insecure: 'Browsers record only for pages from https or from this very machine. Choose a sound file instead.',
-  NotAllowedError: 'The browser does not let this page use the microphone. Allow it beside the address, then record again.',
+  insecure: 'Browsers record only on pages from https or from this machine. Choose a sound file instead.',
+  NotAllowedError: 'The browser does not let this page use the microphone. Allow it in the address bar, then record again.',
   NotFoundError: 'There is no microphone. Choose a sound file instead.',
 };
 
-/** How loud a moment of sound is, 0 to 1. */
+/** The loudness of a moment of sound, 0 to 1. */
 function levelOf(analyser) {
   const wave = new Uint8Array(analyser.fftSize);
   analyser.getByteTimeDomainData(wave);

@@ -11,5 +11,5 @@ export const state = {
   history: { jobs: [], next: null, timer: 0, open: false },
 };
 
-/** Tells that the draft is another than it was. */
+/** Notifies the modules that the draft has changed. */
 export const changed = () => { document.dispatchEvent(new Event('draft')); };

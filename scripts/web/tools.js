@@ -1,16 +1,16 @@
-// What all parts of the page share: elements, texts, messages. It does not depend on the server.
+// Shared by all parts of the page: elements, texts, messages. It does not depend on the server.
 
 export const $ = id => document.getElementById(id);
 
 export const show = (node, visible) => { node.hidden = !visible; };
 
-/** A sentence in its place; none hides the place. */
+/** Shows a sentence in an element; without a sentence the element is hidden. */
 export function note(node, text) {
   node.textContent = text || '';
   show(node, !!text);
 }
 
-/** An element with properties, attributes (names with a dash) and children; texts stay texts. */
+/** An element with properties, attributes (names with a dash) and children; strings become text nodes. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -35,18 +35,18 @@ export const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 export const capital = text => text.charAt(0).toUpperCase() + text.slice(1);
 export const dotted = list => list.filter(Boolean).join(' · ');
 
-/** 22 as 22nd. */
+/** Formats 22 as 22nd. */
 export const ordinal = n => n + (n % 100 > 10 && n % 100 < 14 ? 'th' : ['th', 'st', 'nd', 'rd'][n % 10] || 'th');
 
 const SPACE = '\u00a0'; // between a number and its unit: no line ends there
 
-/** 75.3 as 1:15. */
+/** Formats 75.3 as 1:15. */
 export function clock(seconds) {
   const whole = Math.floor(seconds + 1e-3), h = Math.floor(whole / 3600), two = n => String(n).padStart(2, '0');
   return (h ? h + ':' + two(Math.floor(whole / 60) % 60) : Math.floor(whole / 60)) + ':' + two(whole % 60);
 }
 
-/** 75.3 as '1 min 15 s'. */
+/** Formats 75.3 as '1 min 15 s'. */
 export function lasting(seconds) {
   if (seconds < 10) return +seconds.toFixed(1) + SPACE + 's';
   const s = Math.round(seconds), m = Math.floor(s / 60);
@@ -54,7 +54,7 @@ export function lasting(seconds) {
   return parts.join(SPACE);
 }
 
-/** 400 × 300, in pixels. */
+/** Formats a size as 400 × 300, in pixels. */
 export const extent = ({ width, height }) => [width, '×', height].join(SPACE);
 
 export function size(bytes) {
@@ -72,10 +72,10 @@ export function ago(time) {
   return new Date(time).toLocaleDateString(undefined, { day: 'numeric', month: 'short', year: 'numeric' });
 }
 
-/** What happens, for those who hear the page; the same sentence only once. */
+/** Announces an event to screen readers; a repeated sentence only once. */
 export function say(text) { if ($('say').textContent !== text) $('say').textContent = text; }
 
-/** Asks before something is gone. Resolves to whether it may be. */
+/** Asks before something is deleted. Resolves to whether the user agrees. */
 export function confirmed(title, text) {
   const dialog = $('confirm');
   $('confirm-title').textContent = title;
@@ -85,10 +85,10 @@ export function confirmed(title, text) {
   return new Promise(resolve => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true }));
 }
 
-/** Gives a screen the shape of what it shows. */
+/** Sets the aspect ratio of a frame to that of its content. */
 export const shape = (screen, { width, height }) => screen.style.setProperty('--ratio', width / height);
 
-/** Calls fn once a video is found to be of a kind that this browser cannot show, though it may know its sound. */
+/** Calls fn if the browser cannot show a video, even if it can play its sound. */
 export function whenUnplayable(video, fn) {
   video.addEventListener('error', () => { if (video.getAttribute('src')) fn(); });
   video.addEventListener('loadedmetadata', () => { if (!video.videoWidth) fn(); });

@@ -26,7 +26,7 @@ export async function openViewer(job) {
   if (state.job?.id === id) drawViewer();
 }
 
-/** Who is in a video, if the server once found that out. */
+/** The people in a video, if the server has searched for them. */
 async function findCrowd(video) {
   if (state.crowds.has(video)) return;
   const { jobs } = await call('GET', 'v1/jobs?kind=faces&state=done&limit=100').catch(() => ({ jobs: [] }));
@@ -34,7 +34,7 @@ async function findCrowd(video) {
   if (job) state.crowds.set(video, { id: job.id, people: job.people });
 }
 
-/** Those whose mouths are new, of whom it is known where they are. */
+/** The people with a generated mouth and a known position. */
 function seenPeople() {
   const { video, voices, settings } = state.job, people = state.crowds.get(video)?.people || [];
   const wanted = voices ? voices.map(voice => voice.face) : [settings?.face || 'largest'];
@@ -74,7 +74,7 @@ function drawViewer() {
   drawAim();
 }
 
-/** Whose face the close-up shows, where there are several. */
+/** Selects the person of the close-up, if there are several. */
 function drawAim() {
   const people = seenPeople(), crowd = state.crowds.get(state.job.video);
   show($('aim'), state.view.zoom > 1 && people.length > 1);
@@ -86,7 +86,7 @@ function drawAim() {
   }));
 }
 
-/** Brings a person's face close; without one known, the middle of the picture. */
+/** Magnifies the face of a person; if no position is known, the middle of the picture. */
 async function aim(person) {
   const view = state.view, video = await fileOf(state.job.video);
   if (person && video?.video) {
@@ -123,14 +123,14 @@ function go(seconds) {
   drawTime();
 }
 
-/** The source goes where the result is: always when both stand, else where they have come apart. */
+/** Synchronizes the source with the result: always while both are paused, otherwise if they have drifted apart. */
 function align() {
   const source = $('source'), result = $('result'), wanted = result.currentTime + state.view.offset;
   if (source.readyState < 1 || wanted > source.duration) return;
   if (Math.abs(source.currentTime - wanted) > (result.paused ? 0.001 : 0.06)) source.currentTime = wanted;
 }
 
-/** A time with its tenths, since lips are looked at by frames. */
+/** A time with tenths of a second, because lips are compared frame by frame. */
 const moment = seconds => `${clock(seconds)}.${Math.floor(10 * seconds + 1e-3) % 10}`;
 
 function drawTime() {
@@ -142,7 +142,7 @@ function drawTime() {
   $('play').setAttribute('aria-label', paused ? 'Play' : 'Pause');
 }
 
-/** While the result plays, the source and the time go along. */
+/** Updates the source and the time while the result plays. */
 function playAlong() {
   if (!state.job?.result) return;
   drawTime();
@@ -199,7 +199,7 @@ function bindDivider() {
   };
 }
 
-/** A click plays or pauses, a drag moves a close-up. */
+/** A click plays or pauses; a drag moves the close-up. */
 function bindScreen() {
   const screen = $('screen');
   let moved = 0;
