@@ -62,7 +62,7 @@ t.test('the transform is the best rotation for rotated and mirrored points', fun
       local m = align.new { smooth_bias = false }:matrix(points)
       t.near(m[1], m[5], 1e-6, 'a rotation')
       t.near(m[2], -m[4], 1e-6, 'a rotation')
-      -- No other angle brings the points closer to the template.
+      -- The angle is optimal: no other one brings the points closer to the template.
       local template = { { 47.6, 56 }, { 162.4, 56 }, { 105, 112 } }
       local function error_of(delta)
         local cd, sd, sum = math.cos(delta), math.sin(delta), 0

@@ -139,7 +139,7 @@ cr.scope(function()
   clip.voice('voice.wav', FRAMES / 25)
 end)
 
--- A job on so many devices; change(job) may spoil it. Its frames, its latents, what it noted, and the job.
+-- Runs a job on a number of devices; change(job) may damage it. Returns its frames, its latents, its notes, and the job.
 local function run(makers, o, change)
   local given = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', out = path 'out.mkv', size = 64,
     steps = 2, points = path 'points.json', lossless = true, frames_per_window = WINDOW, device = 'cpu', quiet = true,
@@ -164,7 +164,7 @@ end
 
 t.test('several makers produce the pixels of a single one', function()
   cr.scope(function()
-    -- mt19937 and noise that is drawn on the way; colours that are matched over time
+    -- cases: PyTorch's CPU generator with a stochastic sampler; colours matched over time
     for name, o in pairs {
       plain = { scheduler = 'ddim', rng = 'torch-cuda', match_colour = true }, drawn = { scheduler = 'euler_ancestral', rng = 'torch' },
     } do
@@ -186,8 +186,8 @@ t.test('several makers produce the pixels of a single one', function()
   end)
 end)
 
--- A job on so many cards that finish the n-th piece of work only once each has been given its n-th: cards of one speed, and
--- whoever kept the thread while a card is at work would wait for ever. How many pieces each card was given, and the makers.
+-- Runs a job on simulated GPUs of equal speed: each finishes its n-th piece only after all have received their n-th, so a job that
+-- blocks the thread would wait for ever. Returns the number of pieces for each GPU, and the makers.
 local function in_step(makers)
   local given, bells = {}, {}
   local function least()
@@ -356,7 +356,7 @@ t.test('frames are enlarged by several, in order', function()
   end)
 end)
 
--- Cells that are compared with a reference, on so many devices: figures by cell.
+-- Runs `compare` with a reference on a number of devices; returns the measurements by cell.
 local function compared(devices)
   local r = child.run { '-e', ([[
     local devices = {}

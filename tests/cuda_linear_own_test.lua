@@ -122,7 +122,7 @@ own_test('rows with a pitch, and what does not fit', function()
   end)
 end)
 
---- Nodes of a recording of fn, and its result when it is replayed.
+--- Records fn in a graph; returns the number of nodes, and the result of a replay.
 local function recorded(fn, ...)
   local g, y = cr.graph(fn), nil
   for _ = 1, 3 do y = g(...) end

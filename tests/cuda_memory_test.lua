@@ -261,7 +261,7 @@ test('a block that another stream used is not reused too early', function()
   end
 end)
 
--- Last, because it invalidates everything on the device.
+-- This test is the last one, because it invalidates everything on the device.
 cuda.test('a reset invalidates tensors, and freeing them is harmless', function()
   local x, y = bytes(100), bytes(30 * MiB)
   cr.cuda.reset(device)

@@ -84,7 +84,7 @@ end)
 
 t.test('text that is truncated', function()
   cr.scope(function()
-    -- The pixels of a text that may take so many.
+    -- The pixels of a text with a maximum size.
     local function drawn(words, width)
       local canvas = draw.canvas(300, 30)
       canvas:text(0, 20, 15, words, { width = width })

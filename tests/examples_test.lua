@@ -149,7 +149,7 @@ t.test('a session takes each, with the same latents, and each changes them', fun
     end
     t.near(by { guidance_method = attention .. ':seg=0' }, plain, 1e-5, 'a weight of nothing')
     t.near(by { guidance_method = attention .. ':sigma=1e-3,layers=up_blocks' }, plain, 1e-4, 'a blur of nothing')
-    -- What a file returns serves without a file.
+    -- The table that an example returns can be passed without its file.
     local function file_of(name) return dofile(EXAMPLES .. name) end
     t.near(by { cache = file_of 'my_cache.lua', scheduler = file_of 'my_scheduler.lua', guidance_method = file_of 'my_guidance.lua' },
       by { cache = cache, scheduler = EXAMPLES .. 'my_scheduler.lua', guidance_method = method }, 0)

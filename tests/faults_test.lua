@@ -143,7 +143,7 @@ local function good(job)
   return job.good
 end
 
--- What is wrong with the way in which a run ended, or nil.
+-- A sentence if a run ended in a wrong way, otherwise nil.
 local function fault(job, r)
   local left = table.concat(names_in(folder), ' ')
   if left:find('.tmp-', 1, true) or job.out and left ~= job.out then return 'left behind: ' .. left end

@@ -1,4 +1,4 @@
---- Writing files: completely or not at all, whatever the path is, and whoever else writes.
+--- Writing files: completely or not at all, for any path, also with other writers.
 
 local lfs = require 'lfs'
 local t = require 'tests.support.tap'

@@ -11,7 +11,7 @@ local CHANGES = tonumber(os.getenv 'CR_FUZZ') or 1500
 local folder = cr.root .. '/tests/golden/torch_files/'
 local path = scratch.path 'fuzzed'
 
--- One file of each kind; names in torch_files, or bytes that are composed here.
+-- One file of each format: a name in torch_files, or bytes made here.
 local files = {}
 for _, name in ipairs { 'zip.pt', 'protocol4.pt', 'deflated.pt', 'legacy.pth', 'expected.safetensors', 'evil_system.pt' } do
   files[#files + 1] = { name, scratch.read(folder .. name) }

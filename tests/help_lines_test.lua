@@ -48,7 +48,7 @@ t.test('each line gives what help says that it gives', function()
   t.ok(compared > 200, compared .. ' results')
 end)
 
--- What is asked of a laboratory at the prompt, by kind.
+-- The operations for which the prompt's help is requested, by kind.
 local ASKED = [[
 index_select gather masked_fill nonzero where cr.where add_ sub_ mul_ div_ zero_ clamp_ lerp cr.zeros_like cr.ones_like cr.full_like
 cr.rand_like cr.randn_like cr.empty_like cr.eye cr.linspace cr.randint cr.randperm normal_ uniform_ size repeat_ tile chunk split unbind

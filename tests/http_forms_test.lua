@@ -323,7 +323,7 @@ test('messages to a slow client are delayed, or dropped', function()
   local client = websocket(server)
   client.tcp:read_stop()
   t.wait(function() return done end)
- -- the system's buffers hold some megabytes of the 62
+ -- the system's socket buffers take a few of the 62 MB
   t.ok(refused > 500, refused .. ' were left out')
   t.equal(why, http.GONE)
   server:close()

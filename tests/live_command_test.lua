@@ -44,7 +44,7 @@ t.test("sound comes and video goes by FFmpeg's protocols; a connection that ends
   } do
     peers[i] = assert(uv.spawn('ffmpeg', { args = { '-v', 'quiet', '-nostdin', unpack(words) } }, function() end))
   end
-  -- (whoever listens may not do so yet)
+  -- (the receiver may not listen yet)
   local r
   for _ = 1, 50 do
     r = live('--audio', sound, '--out', video)

@@ -70,7 +70,7 @@ end
 local HERE = '^tests/refusals_test.lua:%d+: '
 local INSIDES = { 'attempt to', 'bad argument', 'lua/cr/', 'cannot convert', 'upvalue', 'stack traceback', 'NYI', 'cr_%w+_' }
 
--- What is wrong with an error's text, or nil.
+-- A sentence if an error's text is wrong, otherwise nil.
 local function fault_of(message)
   if errors.is_failure(message) then return nil end -- failures of the command line have no position on purpose
   if type(message) ~= 'string' then message = tostring(message) end

@@ -1,5 +1,5 @@
---- The results of schedulers on data with a known solution; every combination of options either gets there or is
---- refused in one sentence.
+--- The results of schedulers on data with a known solution: every combination of options either converges to it or
+--- is refused in one sentence.
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'

@@ -314,7 +314,7 @@ t.test('refusals are one sentence', function()
   t.ok(not child.exists(out), 'nothing is written')
 end)
 
--- What is in the folder now.
+-- The files in the folder.
 local function names()
   local list = {}
   for name in require 'lfs'.dir(scratch.folder) do list[#list + 1] = name end

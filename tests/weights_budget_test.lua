@@ -83,7 +83,7 @@ t.test("compressed parts are bounded by the file's size, not by their claims", f
     f:write(scratch.zip(members))
     f:close()
   end
-  -- 60 MB of pickle in 60 kB, and 100 MB of data in 100 kB.
+  -- Compression bombs: 60 MB of pickle in 60 kB, and 100 MB of data in 100 kB.
   write { { 'm/data.pkl', '\128\2](' .. ('N'):rep(30e6) .. 'e.', deflated = true } }
   local bytes, _, said = cost(path)
   t.ok(bytes < TIMES * 1e5 + SPARE, bytes)

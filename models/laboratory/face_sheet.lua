@@ -15,7 +15,7 @@ local M = {}
 
 local FRAMES, FACE, MOUTHS, MOUTH_W, MOUTH_H, LABEL = 6, 176, 24, 44, 36, 64
 
---- Crops a box of a frame to the given size; what lies outside of the frame is left empty.
+--- Crops a box of a frame to the given size; pixels outside the frame stay black.
 local function cut(frame, box, width, height)
   local H, W = frame:size(1), frame:size(2)
   local x0, y0 = math.max(0, math.floor(box[1])), math.max(0, math.floor(box[2]))

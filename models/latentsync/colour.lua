@@ -43,7 +43,7 @@ function Colour:mean(faces) return (faces * self.ring:to(faces.device)):sum(3):s
 --- Shifts the colours of generated faces.
 --- @param made Tensor f32 [F S S 3]
 --- @param pixels Tensor f32 [F S S 3]: the video's own
---- @param items FrameItem[]? consecutive frames of the video; without them, each image is shifted by itself
+--- @param items FrameItem[]? consecutive frames of the video; without them, each image is shifted independently
 --- @return Tensor f32 [F S S 3]
 function Colour:match(made, pixels, items)
   return cr.scope(function()

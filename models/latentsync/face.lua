@@ -48,7 +48,7 @@ local function need(dir, name)
 end
 
 --- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files; track: after the
---- first frame, search only around the last face (faster, slightly less exact); alone: treat each frame by itself and
+--- first frame, search only around the last face (faster, slightly less exact); alone: treat each frame independently and
 --- take its largest face; device: the device of the networks and the frames ('cpu').
 ---@param options {range: 'full'|'short', dir: string, track: boolean, alone: boolean, device: string}?
 function face.load(options)

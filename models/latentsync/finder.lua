@@ -13,8 +13,8 @@ local SHOWN = { insightface = 'InsightFace', mediapipe = 'MediaPipe' }
 ---@return string
 function M.shown(name) return SHOWN[name] or 'the points given' end
 
---- Resolves the setting to a detector. It is an error if one of InsightFace's files is missing although InsightFace
---- was asked for, or although the other file is there.
+--- Resolves the setting to a detector. If InsightFace is requested, or one of its two files exists, a missing file is
+--- an error.
 ---@param name string 'auto', 'insightface' or 'mediapipe'
 ---@param dir string? the checkpoint's folder
 ---@param dash string? '--' to name the option as on the command line
@@ -47,7 +47,7 @@ function M.files(name, dir) return name == 'insightface' and insight.files(dir) 
 --- Loads a detector, as models/latentsync/people.lua uses it.
 ---@param name 'insightface'|'mediapipe'
 ---@param dir string? the checkpoint's folder
----@param options {device: string, alone: boolean} the device of networks and frames; whether each frame is treated by itself
+---@param options {device: string, alone: boolean} the device of networks and frames; whether each frame is treated independently
 ---@return table finder
 function M.load(name, dir, options)
   if name == 'insightface' then return insight.load { dir = insight.folder(dir), device = options.device } end

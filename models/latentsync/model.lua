@@ -320,7 +320,7 @@ function Model:paste(faces, clip, finish, before, first)
   end)
 end
 
---- Latents to finished frames: decode, then paste.
+--- Makes finished frames of latents: decodes, then pastes.
 --- @param x Tensor [1 F h w 4]
 --- @param clip Clip
 --- @return Tensor[] u8 [H W 3] each

@@ -431,7 +431,7 @@ end
 local Reference = {}
 Reference.__index = Reference
 
---- Treats each frame by itself, as the reference does: the face that the finder's find() returns is person 1, who is
+--- Treats each frame independently, as the reference does: the face that the finder's find() returns is person 1, who is
 --- selected.
 ---@param finder table with find(frame)
 function people.reference(finder) return setmetatable({ finder = finder }, Reference) end

@@ -79,7 +79,7 @@ end
 function Silence:share(i)
   local pause = self:at((i - 0.5) * PER_FRAME)
   if not pause then return 1 end
-  -- Frames from here to the nearer end whose middles lie in the pause, including this one.
+  -- The number of frames from this one (included) to the nearer end of the pause.
   local from = math.floor((i - 0.5) - pause[1] / PER_FRAME) + 1
   local to = math.floor(pause[2] / PER_FRAME - (i - 0.5)) + 1
   return math.max(0, 1 - math.min(from, to) / (FADE + 1))

@@ -437,7 +437,7 @@ function Metric:result()
   return { offset = offset, confidence = confidence, minimum = minimum, distances = distances, windows = self.count }
 end
 
---- Frees what is waiting. May be called twice.
+--- Frees the queued frames. May be called twice.
 function Metric:free()
   if self.mouth then self.mouth:free() end
   if self.sound then self.sound:free() end

@@ -21,7 +21,7 @@ local EPS = 1e-5
 ---@field n_audio_head integer
 ---@field n_audio_layer integer
 
--- The dims, each with its upper bound.
+-- The upper bounds of the fields of `dims`.
 local dim_bounds = { { 'n_mels', 1024 }, { 'n_audio_ctx', 65536 }, { 'n_audio_state', 65536 }, { 'n_audio_head', 1024 },
   { 'n_audio_layer', 256 } }
 

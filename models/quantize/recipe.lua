@@ -32,7 +32,7 @@ local function all(format, patterns)
   return list
 end
 
--- Layers that run once per window or on few rows, and feed everything else: quantizing them gains little and loses much.
+-- Layers that run once per window or on few rows, and feed everything else: quantizing them saves little time and adds much error.
 local EXACT = all('none', { '^conv_in$', '^conv_out$', '^time_embedding%.', '%.time_emb_proj$' })
 local ONCE = all('none', { '%.to_kv$' })
 

@@ -1,5 +1,5 @@
 --- Ends a benchmark with one sentence if no GPU can be used.
---- @return table what is known of the card: cr.cuda.info()
+--- @return table the GPU's properties, as of cr.cuda.info()
 return function()
   local cuda = require 'cr.cuda'
   local ok, why = cuda.available()

@@ -10,7 +10,7 @@ local nn = require 'cr.nn'
 local command = require 'tests.bench.options'
 
 local o = command.read('Normalization, random numbers, temporal attention.', {
-  { '--only', 'choice', choices = { 'group', 'layer', 'temporal', 'random' }, help = 'one of them (default: all)' },
+  { '--only', 'choice', choices = { 'group', 'layer', 'temporal', 'random' }, help = 'only this kind of operation (default: all)' },
   command.bandwidth,
 })
 require 'tests.bench.card' ()

@@ -1,10 +1,10 @@
--- Shots of films whose cuts are known (models/latentsync/cuts.lua): of each transition between two clips in how many films it is
--- found, at its frame, and how often a shot begins where none does.
+-- The accuracy of cut detection (models/latentsync/cuts.lua) on videos with known cuts: for each transition between
+-- two clips, in how many videos it is found at its frame, and the number of false cuts.
 --
 --     build/crescent tests/bench/cuts.lua [--clips ../shared] [--only wipe] [--show]
 --
--- A cut is right at its frame, another transition from its middle to three frames after its end. Without --clips the pictures are
--- rendered ones; with it there are two real people's besides.
+-- A hard cut must be found at its frame, another transition between its middle and three frames after its end.
+-- Without --clips the pictures are rendered; with it, clips of two real people are added.
 --
 -- Tiny: --only black
 
@@ -19,13 +19,13 @@ local o = require 'tests.bench.options'.read('Accuracy of cut detection.', {
   { '--show', 'flag', help = 'list the films with errors' },
 })
 
-local H, W, BEFORE, AFTER = 180, 320, 14, 22 -- of a film: frames before and after a transition
+local H, W, BEFORE, AFTER = 180, 320, 14, 22 -- in a video: frames before and after a transition
 local film = require 'tests.support.film'
 local formula = require 'tests.support.formula_image'
 
 -- ---- clips: who(i) -> u8 [H W 3], kept ------------------------------------------------------------
 
--- The middle of a video's frames, as wide as they are, `scale` of it.
+-- The middle part of a video's frames, cropped to the aspect ratio and scaled to `scale` of it.
 local function clip(path, scale)
   local reader, list = media.reader(path, { fps = 25 }), {}
   for i, frame in ipairs(reader:read(30)) do
@@ -47,7 +47,7 @@ local wall = formula.image('wall', 2 * H, 4 * W)
 if o.clips then
   for k = 1, 2 do clips[#clips + 1] = clip(('%s/demo/demo%d_video.mp4'):format(o.clips, k), 1) end
 end
--- Somebody before a wall.
+-- A person in front of a wall.
 local anna = film.person 'anna'
 clips[#clips + 1] = function(i)
   return film.frame(H, W, { { wall:narrow(1, 1, H):narrow(2, 1, W), x = 0, y = 0 }, { anna, x = 60, y = 10 } }, i)
@@ -62,7 +62,7 @@ local function part(to, picture, x, y) -- pasted with its upper left corner at (
     :copy_(picture:narrow(1, top - y + 1, bottom - top):narrow(2, left - x + 1, right - left))
 end
 local function floats(a, b, fn) return cr.scope(function() return fn(a:to 'f32', b:to 'f32'):clamp(0, 255):to 'u8' end) end
-local function moved(ax, ay, bx, by) -- how far both go, in widths and heights; b lies in front unless it stands still
+local function moved(ax, ay, bx, by) -- how far both pictures move, in widths and heights; b is in front unless it does not move
   return function(a, b, share)
     local out = cr.zeros({ H, W, 3 }, { dtype = 'u8' })
     local function put_a() part(out, a, math.floor(ax * share * W), math.floor(ay * share * H)) end
@@ -71,7 +71,7 @@ local function moved(ax, ay, bx, by) -- how far both go, in widths and heights; 
     return out
   end
 end
-local function wiped(inside) -- which pixels are new
+local function wiped(inside) -- a mask of the new picture's pixels
   return function(a, b, share)
     return cr.scope(function()
       local x, y = cr.arange(0, W - 1):view(1, W, 1) / W, cr.arange(0, H - 1):view(H, 1, 1) / H
@@ -81,7 +81,7 @@ local function wiped(inside) -- which pixels are new
 end
 
 local films = {}
--- From each clip to the next one; far: to the next but so many.
+-- Adds a transition from each clip to the next; far: to a later one.
 local function add(kind, length, mix, far)
   for k = 1, #clips do
     local a, b = clips[k], clips[(k - 1 + (far or 1)) % #clips + 1]
@@ -116,7 +116,7 @@ for _, n in ipairs(require 'tests.bench.options'.numbers(o.lengths)) do
   end
 end
 
--- ---- what is no transition -----------------------------------------------------------------------------
+-- ---- sequences without a transition --------------------------------------------------------------------
 
 local function none(kind, count, frame) films[#films + 1] = { kind = 'none: ' .. kind, count = count, frame = frame } end
 local function view(x, y, i, layers)

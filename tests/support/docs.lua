@@ -23,7 +23,7 @@ docs.tables = {
   { 'lua/types/cr.lua', false, function() return require 'tests.support.stubs'.text() end },
 }
 
---- What stands in a file, or in its block, now; nil where that is missing.
+--- The current contents of a file, or of its block; nil if it is missing.
 --- @param entry table of docs.tables
 --- @return string?
 function docs.written(entry)

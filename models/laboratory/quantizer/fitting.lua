@@ -60,8 +60,8 @@ local function smoothing(layer, found)
   end)
 end
 
---- The rank of a layer's 16-bit branch beside 4 bits: a sixteenth of the layer's size, so that it stays small; nil if
---- it has none.
+--- The rank of the 16-bit low-rank branch of a 4-bit layer: a sixteenth of the layer's size, so that it stays small;
+--- nil if the layer has none.
 --- @param layer QuantLayer
 --- @param format string
 --- @return integer?

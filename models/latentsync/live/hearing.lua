@@ -74,8 +74,8 @@ local function advance(self)
   end
 end
 
---- Whether all audio that frames up to this one need has arrived, and `more` seconds.
---- @param frame integer from 0, at 25 a second
+--- Whether the sound has arrived up to the end of this frame, plus `more` seconds.
+--- @param frame integer from 0, at 25 per second
 --- @param more number seconds after the frame's end
 function Hearing:covers(frame, more) return self.fed >= (frame + 1) * PER_FRAME + more * audio.rate end
 

@@ -67,7 +67,7 @@ _TARGETS = {
     "hh": (0.20, 0.18, 0.10, 0.10, 0, 0, 0),
     "pau": (0, 0, 0, 0, 0, 0, 0),
 }
-# Two targets in sequence, and the share of the duration after which the second begins.
+# A diphthong is two vowels in sequence; the number is the share of the duration after which the second begins.
 _DIPHTHONGS = {
     "aw": ("aa", "uw", 0.55),
     "ay": ("aa", "iy", 0.55),
