@@ -9,18 +9,17 @@ static int F(by_rows)(const plan *p, const cr__view *out) {
   int64_t pieces = (p->count + CR__CHUNK - 1) / CR__CHUNK;
   int threads = cr__threads_for(p->results * p->count);
   bool split = p->results < threads && pieces > 1;
-  int outer_threads = split ? 1 : threads, inner_threads = split ? threads : 1;
   F(state) *part = NULL;
   if (split) {
     part = malloc((size_t)pieces * sizeof *part);
     if (!part) return cr__fail(CR_ENOMEM, "reduce: out of memory");
   }
-#pragma omp parallel for schedule(static) num_threads(outer_threads)
+#pragma omp parallel for schedule(static) num_threads(split ? 1 : threads)
   for (int64_t r = 0; r < p->results; r++) {
     cr__view v = p->reduced;
     v.base += offset_of(&p->kept, r) * v.size;
     F(state) start = F(start)(p, r), sum = start;
-#pragma omp parallel for schedule(static) num_threads(inner_threads)
+#pragma omp parallel for schedule(static) num_threads(split ? threads : 1)
     for (int64_t k = 0; k < pieces; k++) {
       TYPE buffer[CR__CHUNK];
       int64_t first = k * CR__CHUNK;
@@ -40,8 +39,7 @@ static int F(by_rows)(const plan *p, const cr__view *out) {
 
 /* Computes a block of results at a time. */
 static int F(by_columns)(const plan *p, const cr__view *out) {
-  int threads = cr__threads_for(p->results * p->count);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(cr__threads_for(p->results * p->count))
   for (int64_t r = 0; r < p->results; r += BLOCK) {
     int64_t n = p->results - r < BLOCK ? p->results - r : BLOCK;
     F(state) sums[BLOCK];
