@@ -82,7 +82,7 @@ int cr_cleanup_remove(const char *path);
 
 /* Writes a file completely or not at all: to a temporary dot file beside it, which is synced, then
  * renamed. An existing file keeps its mode, and symbolic links are followed. Bytes for something
- * that is not a regular file (a device, a pipe, /dev/stdout) are written to it directly. Temporary
+ * that is not a regular file (a device, a pipe, /dev/stdout) are copied to it at the end. Temporary
  * files of dead processes in the folder are deleted. All other writers of this header work the same
  * way. Any thread. */
 int cr_file_write(const char *path, const void *data, int64_t bytes);

@@ -143,7 +143,8 @@ t.test('data that cameras append to an MP4 are ignored; an index beyond the end 
   local cut = bytes:sub(1, #bytes - 5000)
   inputs.write_file('cut.mp4', cut:sub(1, at - 5) .. string.char(0, 0, math.floor((#cut - at + 5) / 256), (#cut - at + 5) % 256)
     .. cut:sub(at))
-  t.raises(function() media.reader(path 'cut.mp4') end, 'cut%.mp4: the file is truncated: its index goes on to byte %d+, %d+ are there')
+  t.raises(function() media.reader(path 'cut.mp4') end,
+    'cut%.mp4: the file is truncated: its index refers to byte %d+, but the file has %d+ bytes')
 end)
 
 t.test('pipes and devices are refused with advice', function()

@@ -425,7 +425,7 @@ t.test('bad files are refused with one sentence', function()
   both(inputs.write_file('text.mp4', ('some words\n'):rep(300)), 'text%.mp4: cannot be read as video or sound: .*Invalid data')
   both(inputs.write_file('noise.bin', ('\1\255\7zq'):rep(5000)), 'noise%.bin: cannot be read as video or sound')
   both(inputs.write_file('short.wav', 'RIFF\36\0\0\0WAVEfmt \16\0\0\0\1\0\1\0\128\62\0\0\0\125\0\0\2\0\16\0data\0\4\1\0\1\2'),
-    "short%.wav: the file is truncated: its 'data' part should have 66560 bytes, 2 are there$")
+    "short%.wav: the file is truncated: its 'data' part should have 66560 bytes, but 2 are there$")
   t.raises(function() media.reader(inputs.path 'x', { fps = -1 }) end, 'rate must be')
   t.raises(function() media.reader(7) end, 'path is needed')
 end)

@@ -15,9 +15,10 @@
 #define PLACEHOLDER 1900000000u
 
 static int truncated(const char *path, const char *part, uint64_t claimed, uint64_t there) {
-  return cr__fail(CR_EFORMAT,
-                  "%s: the file is truncated: its '%s' part should have %llu bytes, %llu are there",
-                  path, part, (unsigned long long)claimed, (unsigned long long)there);
+  return cr__fail(
+      CR_EFORMAT,
+      "%s: the file is truncated: its '%s' part should have %llu bytes, but %llu are there", path,
+      part, (unsigned long long)claimed, (unsigned long long)there);
 }
 
 /* WAV: compares the size in the data chunk's header with the file's. */
@@ -140,9 +141,10 @@ int media__file_check_index(const char *path, const AVFormatContext *format,
     for (int k = 0; k < entries; k++) {
       const AVIndexEntry *e = avformat_index_get_entry(s, k);
       if (e->pos + e->size > info->st_size)
-        return cr__fail(CR_EFORMAT,
-                        "%s: the file is truncated: its index goes on to byte %lld, %lld are there",
-                        path, (long long)e->pos + e->size, (long long)info->st_size);
+        return cr__fail(
+            CR_EFORMAT,
+            "%s: the file is truncated: its index refers to byte %lld, but the file has %lld bytes",
+            path, (long long)e->pos + e->size, (long long)info->st_size);
     }
   }
   return CR_OK;
