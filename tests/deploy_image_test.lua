@@ -1,7 +1,7 @@
--- The image of scripts/deploy/Dockerfile, without Docker: its steps in folders that debootstrap makes, then the commands in it as
--- its user. CUDA=0, as the image for processors is built, so that no gigabytes of CUDA are fetched; the rest is the same.
--- CR_SLOW=1, as root: it takes some minutes and the network. CR_IMAGE=FOLDER: it is made there and stays, and is only tried if it
--- is there already.
+-- The image of scripts/deploy/Dockerfile, without Docker: its steps run in folders that debootstrap creates, then the
+-- commands in the image as its user. It is the image for CPUs (CUDA=0), so that gigabytes of CUDA are not downloaded;
+-- the rest is the same. It needs CR_SLOW=1, root, a few minutes and network access. CR_IMAGE=FOLDER keeps the image
+-- in this folder; an existing one is only tested.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -10,7 +10,7 @@ local files = require 'cr.files'
 
 local PATH = cr.root .. '/scripts/deploy/Dockerfile'
 
-t.test('a Dockerfile is read as Docker reads it', function()
+t.test('a Dockerfile is parsed like Docker does', function()
   local steps = dockerfile.read('# a comment\nFROM debian:12 AS build\nRUN a && \\\n    # inside\n    b\nENV A=1 B="2 3"\n')
   t.equal(#steps, 3)
   t.equal(steps[1].word .. ' ' .. steps[1].text, 'FROM debian:12 AS build')
@@ -36,7 +36,7 @@ local folder = kept or (os.getenv 'TMPDIR' or '/var/tmp') .. '/crescent-image-' 
 files.make_folder(folder)
 local log, image = folder .. '/log', nil
 
--- Runs a command in the image, without a network but loopback.
+-- Runs a command in the image, with only the loopback network.
 local function inside(command)
   local out = folder .. '/out'
   local ok = dockerfile.alone('mount -t tmpfs tmpfs ' .. image.root .. '/tmp; chmod 1777 ' .. image.root .. '/tmp\n' ..
@@ -44,7 +44,7 @@ local function inside(command)
   return ok, files.read(out)
 end
 
-t.test('every step of the Dockerfile runs', function()
+t.test('every step of the Dockerfile succeeds', function()
   local made = files.read(folder .. '/made') ~= nil
   image = dockerfile.build(PATH, { context = cr.root, folder = folder, args = { CUDA = '0' }, log = log, made = made })
   files.write(folder .. '/made', '')
@@ -52,16 +52,16 @@ t.test('every step of the Dockerfile runs', function()
   t.ok(files.read(image.root .. '/opt/crescent/bin/crescent'))
 end)
 
-t.test('the commands run in it as a user without rights', function()
+t.test('commands run in the image as an unprivileged user', function()
   local ok, said = inside 'id -u && crescent --version && crescent worker --schema'
   t.ok(ok and said:find '^10001\ncrescent ' and said:find('"A job of crescent worker"', 1, true), said)
   ok = inside 'touch /opt/crescent/x || touch /etc/x'
-  t.ok(not ok, 'it may write to the image')
+  t.ok(not ok, 'the user can write to the image')
   ok, said = inside 'crescent /opt/crescent/share/crescent/scripts/deploy/checkpoint.lua; test $? = 2'
   t.ok(ok and said:find 'are needed', said)
 end)
 
-t.test('serve answers, and the health check says so', function()
+t.test('serve starts, and the health check succeeds', function()
   local words = {}
   for i, word in ipairs(image.healthcheck) do words[i] = "'" .. word:gsub("'", "'\\''") .. "'" end
   local check = table.concat(words, ' ')

@@ -42,8 +42,8 @@ local function film(ending, more)
     settings = settings }
 end
 
--- A film in which what a part shows depends on much before it, at 30 frames a second: nobody at first, then two, of whom one
--- goes, and after a cut the other and a third, who is larger.
+-- A film at 30 frames per second in which each part depends on much earlier frames: nobody at first, then two people,
+-- one of whom leaves; after a cut the other one and a third, larger person.
 local function write_people(path)
   local sink = media.writer(path, { fps = 30, lossless = true })
   for i = 1, 50 do
@@ -128,7 +128,7 @@ end)
 
 local people, short = scratch.path 'people.mkv', nil
 
--- What depends on all that was before: {what, more of the settings, voices, parts}.
+-- Cases that depend on all earlier frames: {name, further settings, voices, parts}.
 local CASES = { { 'windows without a face', { duration = 1.2 } } }
 if os.getenv 'CR_SLOW' then
   for _, case in ipairs {
@@ -148,7 +148,7 @@ if os.getenv 'CR_SLOW' then
 end
 
 for _, case in ipairs(CASES) do
-  t.test('parts look at all before them: ' .. case[1], function()
+  t.test('parts analyse all earlier frames: ' .. case[1], function()
     t.keeps_storages()
     cr.run(function()
       if not short then

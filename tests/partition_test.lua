@@ -1,6 +1,6 @@
--- A worker that is cut off from its queue for longer than the lease, while it works (CR_SLOW=1, as root): each worker lives in a
--- network namespace of its own, and the link of one of them is taken down and up again. In the Redis half results go to a
--- folder, which stays within reach; in the SQS half the bucket is cut off with the queue.
+-- A worker that loses the connection to its queue for longer than the lease, during a job (CR_SLOW=1, as root): each
+-- worker has its own network namespace, and the link of one of them is taken down and up again. With Redis, results
+-- go to a folder, which stays available; with SQS, the bucket is also unreachable.
 
 local t = require 'tests.support.tap'
 local cr = require 'cr'
@@ -29,7 +29,7 @@ end
 local Space = {}
 Space.__index = Space
 
--- A network namespace with one link to this machine; the machine is `host` there.
+-- Creates a network namespace with one link to this machine, whose name there is `host`.
 local function make_space(number)
   local pid = uv.os_getpid()
   local self = setmetatable({ name = ('crescent-%d-%d'):format(pid, number), link = ('cr%d.%d'):format(pid % 2 ^ 22, number) }, Space)
@@ -61,7 +61,7 @@ if lacks then
   t.done()
 end
 
--- ---- what both halves need -------------------------------------------------------------------------
+-- ---- shared by both tests ----------------------------------------------------------------------------
 
 local root, tiny = scratch.path 'root', scratch.path 'tiny'
 files.make_folder(root .. '/out')
@@ -81,7 +81,7 @@ local function start(space, queue)
   return clouds.start(table.concat(words, ' '))
 end
 
--- How often a worker has said that something became of a job (of any, without a name).
+-- The number of events that a worker logged for a job (nil: for any job).
 local function count(worker, event, job)
   local n = 0
   for line in scratch.read(worker.log):gmatch '[^\n]+' do
@@ -101,8 +101,9 @@ end
 local expected = { cut = bare(LONG), other = bare(SHORT) }
 expected.after = expected.other
 
--- Has one worker begin a long job, cuts it off until another has made it, and has the first one go on. `place` is where files
--- are: 'file:///ROOT' or 's3://BUCKET'; queue: {address, send(body), left(), dead()}; result(id) reads one.
+-- One worker starts a long job and is disconnected until another one has done it; then the first one is connected
+-- again. `place` is the folder for files: 'file:///ROOT' or 's3://BUCKET'; queue: {address, send(body), left(),
+-- dead()}; result(id) reads one.
 local function storm(place, queue, result)
   local function send(id, settings)
     queue.send(json.encode { id = id, video = place .. '/v.mp4', audio = place .. '/a.flac', out = place .. '/out/', settings = settings })
@@ -119,9 +120,9 @@ local function storm(place, queue, result)
   t.ok(t.wait(function() return count(lonely, 'the queue cannot be reached') > 0 end), scratch.read(lonely.log))
   local cut_for = now() - began
   first:heal()
-  t.ok(t.wait(function() return queue.left() == 0 end), 'a job is left')
+  t.ok(t.wait(function() return queue.left() == 0 end), 'a job remains in the queue')
   helper:stop()
-  -- Who was cut off works again.
+  -- The disconnected worker works again.
   send('after', SHORT)
   t.ok(t.wait(function() return count(lonely, 'done', 'after') == 1 end), scratch.read(lonely.log))
   t.ok(t.wait(function() return queue.left() == 0 end))
@@ -131,12 +132,12 @@ local function storm(place, queue, result)
     t.equal(count(lonely, 'done', id) + count(helper, 'done', id), 1, id)
   end
   t.equal(queue.dead(), 0)
-  print(('# cut off for %.0f s with a lease of %d s; of the cut job the first worker says: %s'):format(cut_for, LEASE,
+  print(('# disconnected for %.0f s with a lease of %d s; events of the first worker for its job: %s'):format(cut_for, LEASE,
     count(lonely, 'lost', 'cut') > 0 and 'lost' or count(lonely, 'done', 'cut') > 0 and 'done' or count(lonely, 'repeated', 'cut') > 0 and
     'repeated' or 'untold'))
 end
 
-t.test('Redis is cut off from a worker that works: one result, none damaged, none lost', function()
+t.test('Redis is unreachable for a busy worker: one result, none damaged, none lost', function()
   cr.run(function()
     local port = clouds.free_port()
     local server = clouds.redis(port, scratch.path 'redis', ('--bind 127.0.0.1 %s %s --protected-mode no'):format(first.host, second.host))
@@ -153,7 +154,7 @@ t.test('Redis is cut off from a worker that works: one result, none damaged, non
   end)
 end)
 
-t.test('SQS and the bucket are cut off from a worker that works: one result, none damaged, none lost', function()
+t.test('SQS and the bucket are unreachable for a busy worker: one result, none damaged, none lost', function()
   cr.run(function()
     local sqs, s3 = clouds.sqs, require 'cr.remote.s3'
     clouds.make_bucket 'films'

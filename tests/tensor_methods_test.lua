@@ -253,7 +253,7 @@ t.test('what is told to use in place of other names can be used', function()
   t.raises(function() return cr.kron end, 'cr has no kron: use cr.einsum')
   t.raises(function() return nn.tanh end, 'nn has no tanh: it is a method: x:tanh')
   t.raises(function() return cr.cuda.is_available end, 'cr.cuda has no is_available: it has another name here: use cr.cuda.available')
-  -- A name that is unknown everywhere is told too, and not nil.
+  -- A name that is unknown everywhere is an error, too, and does not give nil.
   t.raises(function() return cr.linspaec end, "cr has no linspaec: did you mean 'linspace'%?")
   t.raises(function() return nn.conv2 end, "nn has no conv2: did you mean 'conv2d'%?")
   t.raises(function() return cr.wombats end, 'cr has no wombats: `crescent help cr` lists what there is')

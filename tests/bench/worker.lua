@@ -1,6 +1,6 @@
--- What a job costs a worker beside the bare command: seconds and seconds of the processor of the same clip, by `crescent lipsync`
--- and by a job that is sent to a worker that waits (Redis, files in a folder), in turns. The command loads the model each time, which
--- the worker has done: so the command is also given without its loading, as its report tells it.
+-- The overhead of a worker's job compared with the plain command: wall and CPU seconds for the same clip, alternately
+-- by `crescent lipsync` and by a job for an idle worker (Redis, files in a folder). The command loads the model each
+-- time, but the worker does not, so the command's loading time from its report is also printed.
 --
 --     build/crescent tests/bench/worker.lua [--checkpoint DIR] [--size N] [--seconds S] [--steps N] [--pairs N]
 --
@@ -16,12 +16,12 @@ local options = require 'tests.bench.options'
 local redis = require 'cr.remote.redis'
 local scratch = require 'tests.support.scratch'
 
-local args = options.read('A job of a worker beside the bare command.', {
-  { '--checkpoint', 'folder', default = 'models/mini', help = 'with LatentSync or the small model' },
-  { '--size', 'int', default = 64, help = 'pixels of a face' },
-  { '--seconds', 'number', default = 2, help = 'of the clip' },
+local args = options.read('A job of a worker, compared with the plain command.', {
+  { '--checkpoint', 'folder', default = 'models/mini', help = 'folder of LatentSync or the small model' },
+  { '--size', 'int', default = 64, help = 'size of a face image in pixels' },
+  { '--seconds', 'number', default = 2, help = 'length of the clip in seconds' },
   { '--steps', 'int', default = 3, help = 'of sampling' },
-  { '--pairs', 'int', default = 5, min = 1, help = 'of runs, in turns' },
+  { '--pairs', 'int', default = 5, min = 1, help = 'number of alternating pairs of runs' },
 })
 local lacks = clouds.lacks_redis()
 if lacks then
@@ -47,7 +47,7 @@ local function bare()
   return { seconds = now() - began, processor = r.processor, load = load and load.working_seconds or 0 }
 end
 
--- Seconds of the processor that a process and those it started have taken.
+-- CPU seconds of a process and its children.
 local function spent(pid)
   local user, system = files.read(('/proc/%d/stat'):format(pid)):match('%) %S' .. (' %-?%d+'):rep(10) .. ' (%d+) (%d+)')
   local sum = (user + system) / 100
@@ -76,15 +76,15 @@ cr.run(function()
     return { seconds = now() - began, processor = spent(worker.pid) - before }
   end
   worker:line '"event":"started"'
-  job 'first' -- (the model is loaded)
+  job 'first' -- (this loads the model)
   local bares, jobs = {}, {}
   for i = 1, args.pairs do
     bares[i] = bare()
     jobs[i] = job('job' .. i)
-    assert(files.read(('%s/job%d.mp4'):format(root, i)) == scratch.read(scratch.path 'bare.mp4'), 'they made different films')
+    assert(files.read(('%s/job%d.mp4'):format(root, i)) == scratch.read(scratch.path 'bare.mp4'), 'the results differ')
   end
   worker:stop()
-  print(('%d frames, medians of %d pairs      seconds   of the processor'):format(args.seconds * 25, args.pairs))
+  print(('%d frames, medians of %d pairs      seconds   CPU seconds'):format(args.seconds * 25, args.pairs))
   print(('the command                       %9.2f %9.2f'):format(median(bares, 'seconds'), median(bares, 'processor')))
   print(('  of which it loads the model     %9.2f'):format(median(bares, 'load')))
   print(('a job of the worker               %9.2f %9.2f'):format(median(jobs, 'seconds'), median(jobs, 'processor')))

@@ -1,22 +1,22 @@
---- A Dockerfile's steps, carried out in folders that debootstrap makes: for machines without Docker.
+--- Runs a Dockerfile's steps in folders that debootstrap creates, on machines without Docker.
 --
--- It knows what ours uses: FROM of debian:12, with a name for a stage; ARG, ENV, WORKDIR, USER, COPY (from the checkout and
--- from a stage), RUN as a shell's line; HEALTHCHECK and ENTRYPOINT are for the caller. Anything else is an error. Each step has
--- mounts of its own, which end with it; what the host knows of its network (names, proxies, certificates, mirrors) is
--- there while the steps run.
+-- It supports the instructions that our Dockerfile uses: FROM of debian:12, with a name for a stage; ARG, ENV,
+-- WORKDIR, USER, COPY (from the checkout and from a stage), RUN with a shell command. It stores HEALTHCHECK and
+-- ENTRYPOINT for the caller. Anything else is an error. Each step has its own mounts, which end with it. The host's
+-- network configuration (names, proxies, certificates, mirrors) is available during the steps.
 
 local cjson = require 'cjson'
 local files = require 'cr.files'
 
 local M = {}
 
-local PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' -- of an image that names none
+local PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' -- the default of an image that sets none
 
 --- @class DockerStep
 --- @field word string 'RUN'
 --- @field text string with lines that go on joined
 
---- A Dockerfile's steps.
+--- Parses a Dockerfile into steps.
 --- @param text string
 --- @return DockerStep[]
 function M.read(text)
@@ -33,12 +33,12 @@ function M.read(text)
   return steps
 end
 
--- A text with the values of its $NAME and ${NAME}.
+-- Substitutes the values of $NAME and ${NAME} in a text.
 local function filled(text, values)
   return (text:gsub('%${?([%a_][%w_]*)}?', function(name) return values[name] or '' end))
 end
 
--- NAME=VALUE and NAME="VALUE" of a line, into a table.
+-- Adds NAME=VALUE and NAME="VALUE" of a line to a table.
 local function assign(text, values)
   for name, quoted, plain in (text .. ' '):gmatch '([%w_]+)=("?)([^"]-)%2%s' do
     values[name] = filled(plain ~= '' and plain or quoted == '"' and '' or plain, values)
@@ -47,7 +47,7 @@ end
 
 local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
--- Runs lines of a shell of this machine.
+-- Runs shell commands on this machine.
 local function shell(self, lines)
   if self.made then return end
   local log = io.open(self.log, 'a')
@@ -65,9 +65,9 @@ end
 --- @field healthcheck string[]?
 --- @field entrypoint string[]?
 
---- A shell's line that runs a command in a stage as its user does.
+--- A shell command that runs another one in a stage, as the stage's user.
 --- @param stage DockerStage
---- @param command string of a shell
+--- @param command string a shell command
 --- @param more table<string, string>? further variables
 --- @return string
 function M.inside(stage, command, more)
@@ -80,7 +80,7 @@ function M.inside(stage, command, more)
     user, stage.root, table.concat(words, ' '), quote(('cd %s && %s'):format(stage.workdir, command)))
 end
 
--- What this machine knows of its network: names, mirrors, certificates.
+-- Copies this machine's network configuration: names, mirrors, certificates.
 local NETWORK = [[
 for f in /etc/resolv.conf /etc/hosts /etc/pip.conf; do [ ! -e $f ] || cp -L $f ROOT$f; done
 for d in apt/apt.conf.d apt/sources.list.d apt/keyrings apt/trusted.gpg.d ssl/certs; do
@@ -133,11 +133,11 @@ function words.COPY(self, stage, text)
     what == '.' and '.' or './' .. what, stage.root, to))
 end
 
---- Makes an image; as root.
+--- Builds an image; requires root.
 --- @param dockerfile string path
---- @param o table {context = folder, folder = where all of it is made, args = {CUDA = '0'}, log = file, made = it is there
----   already, and is only read}
---- @return DockerStage the last one
+--- @param o table {context = folder, folder = where the stages are built, args = {CUDA = '0'}, log = file, made = the
+--- image exists and is only read}
+--- @return DockerStage the last stage
 function M.build(dockerfile, o)
   local self = { context = o.context, args = o.args, log = o.log, made = o.made, stages = {} }
   self.ignored = files.read(dockerfile .. '.dockerignore')
@@ -155,7 +155,7 @@ function M.build(dockerfile, o)
     elseif stage then
       local carry_out = words[step.word] or error('Dockerfile: ' .. step.word, 0)
       carry_out(self, stage, step.text)
-    elseif step.word == 'ARG' then -- before the first stage: a default of all that name it
+    elseif step.word == 'ARG' then -- before the first stage: a default for all stages that declare it
       local name, default = step.text:match '^([%w_]+)=?(.*)$'
       self.args[name] = self.args[name] or default
     end
@@ -164,7 +164,7 @@ function M.build(dockerfile, o)
   return stage
 end
 
---- Runs a shell's lines beside nobody: mounts and a network of its own, in which there is loopback alone.
+--- Runs shell commands in isolation: with their own mounts, and a network that has only loopback.
 --- @param lines string
 --- @param log string
 --- @return boolean
