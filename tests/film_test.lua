@@ -46,14 +46,14 @@ end
 -- one of whom leaves; after a cut the other one and a third, larger person.
 local function write_people(path)
   local sink = media.writer(path, { fps = 30, lossless = true })
-  for i = 1, 50 do
+  for i = 1, 56 do
     local layers = {}
-    if i > 33 then
+    if i > 38 then
       layers = { { drawn.person 'carl', x = 10, y = 20 }, { drawn.person 'bert', x = 230, y = 30 } }
-    elseif i > 20 then
+    elseif i > 26 then
       layers = { { drawn.person 'anna', x = 10 + i, y = 30 }, { drawn.person 'bert', x = 230, y = 30 } }
     end
-    local frame = drawn.frame(240, 440, layers, i, i > 33 and 90 or 128)
+    local frame = drawn.frame(240, 440, layers, i, i > 38 and 90 or 128)
     sink:write { frame }
     frame:free()
   end
@@ -134,7 +134,7 @@ if os.getenv 'CR_SLOW' then
   for _, case in ipairs {
     { "the video's own frames, windows that end with shots, two voices, and what follows the sound",
       { fps = 'source', cut_windows = true, tail = 'keep' }, { left = true, right = true } },
-    { 'a video that ends before its sound', { duration = 1.9 } },
+    { 'a video that ends before its sound', { duration = 2.2 } },
     { 'windows that end with shots', { cut_windows = true } },
     { 'what follows the sound', { tail = 'keep' } },
     { "the video's own frames, shown backward", { fps = 'source', duration = 2.2 } },
@@ -154,8 +154,8 @@ for _, case in ipairs(CASES) do
       if not short then
         write_people(people)
         local sound = media.load_audio(SOUND, { rate = 16000, channels = 1 })
-        short = scratch.write('short.wav', scratch.wav_of(sound:narrow(1, 1, 16000)))
-        scratch.write('other.wav', scratch.wav_of(sound:narrow(1, 20001, 14000)))
+        short = scratch.write('short.wav', scratch.wav_of(sound:narrow(1, 1, 25600)))
+        scratch.write('other.wav', scratch.wav_of(sound:narrow(1, 20001, 24000)))
         sound:free()
       end
       local body = film('.mkv', case[2])

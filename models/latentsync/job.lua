@@ -348,7 +348,9 @@ function Job:run()
         -- The source caches the audio features: audio is encoded while the first frames are decoded.
         listen = not several and function() progress:measure('audio', 0, source.listen, source) end or nil,
         ended = function()
-          local missed = source:missed()
+          -- (of several parts, only the last one has seen all of the film)
+          local sees_all = not s.part or source.stop == source.total and not s.part.near
+          local missed = sees_all and source:missed()
           if missed then error(missed, 0) end
         end,
       }
