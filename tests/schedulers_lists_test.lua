@@ -176,7 +176,7 @@ t.test('refusals', function()
   refused('euler_trailing: spacing = trailing and listed steps contradict each other: leave one out', 'euler_trailing:timesteps=[7,5]')
   refused("euler_ays: sigma_min belongs to a formula, but the noise levels are a table's: add sigmas=karras, exponential or beta",
     'euler_ays:sigma_min=0.1')
-  refused('euler: begin_index = 8 leaves no step of 8', 'euler:steps=8,begin_index=8')
+  refused('euler: begin_index = 8 skips all 8 steps', 'euler:steps=8,begin_index=8')
   refused('euler: begin_index cannot be -1: it is a whole number from 0 on', 'euler', { begin_index = -1 })
   refused("scheduler 'euler:sigmas=[5,2],sigmas=[4,1]': sigmas is given twice", 'euler:sigmas=[5,2],sigmas=[4,1]')
 end)

@@ -209,7 +209,7 @@ t.test('rows are written from tables, lists of tensors go into einsum', function
   t.near(x:flatten(), { 7, 8, 0.5, 4, 5, 1.5 }, 0)
   t.raises(function() x[1] = { 7, 8 } end, 'expand: %[2%] cannot become %[3%]')
   t.near(cr.einsum('ij,kj->ik', { x, x }), x:matmul(x:t()), 1e-5)
-  t.raises(function() return x[{ {}, { 1, 2, 3, 3 } }] end, 'three numbers at most, .* not 4: x:index_select%(2, {...}%)')
+  t.raises(function() return x[{ {}, { 1, 2, 3, 3 } }] end, 'at most three numbers, .* not 4: x:index_select%(2, {...}%)')
   t.raises(function() return x[0] end, 'select: index 0 is not within dimension 1 of %[2 3%]: the first is 1')
   t.raises(function() return x[x] end, "the indices are f32: i64 or i32 is needed, as of x:to 'i64'; a mask is bool, as x:ne%(0%)")
   t.raises(function() x:max(x) end, 'max: dims: for two tensors use x:maximum%(y%) or x:minimum%(y%)')
@@ -256,7 +256,7 @@ t.test('what is told to use in place of other names can be used', function()
   -- A name that is unknown everywhere is an error, too, and does not give nil.
   t.raises(function() return cr.linspaec end, "cr has no linspaec: did you mean 'linspace'%?")
   t.raises(function() return nn.conv2 end, "nn has no conv2: did you mean 'conv2d'%?")
-  t.raises(function() return cr.wombats end, 'cr has no wombats: `crescent help cr` lists what there is')
+  t.raises(function() return cr.wombats end, 'cr has no wombats: `crescent help cr` lists all names')
 end)
 
 t.done()

@@ -253,7 +253,7 @@ function M.behind(fn) return abouts[fn] and abouts[fn].fn or fn end
 --- @return table? nil if the function has none
 function M.row(fn) return abouts[fn] and abouts[fn].row end
 
--- The names of what a checked function takes.
+-- Returns the parameter names of a checked function.
 local function parameters_of(about)
   local takes = {}
   for i = about.of and 2 or 1, #about.row do takes[#takes + 1] = debug.getlocal(about.fn, i) end

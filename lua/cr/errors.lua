@@ -1,7 +1,7 @@
 --- Errors meant for the person who runs a script, and suggestions for misspelt names.
 --
--- A failure is a table {message, code, field}: the program prints the message alone, without a position,
--- and ends with the code. Any other error is a mistake in a script and keeps its position.
+-- A failure is a table {message, code, field}: the program prints the message alone, without a position, and ends
+-- with the code. Any other error is a mistake in a script and keeps its position.
 
 local M = {}
 
@@ -16,7 +16,7 @@ function Failure:__tostring() return self.message end
 --- Ends the script with one line on stderr: no position, no traceback.
 --- @param message string one sentence: what, where, what to do
 --- @param code integer? the exit status, 1
---- @param field string? the setting that it is about, for who shows settings
+--- @param field string? the setting with the problem, for pages that show settings
 function M.fail(message, code, field)
   error(setmetatable({ message = tostring(message), code = code or 1, field = field }, Failure), 0)
 end

@@ -46,7 +46,7 @@ local function key_of(...)
       parts[i] = type(v) .. ':' .. tostring(v)
     end
   end
-  if device ~= C.CR_CPU then parts[#parts + 1] = 'stream ' .. C.cr_device_stream(-1) end -- a recording is of one
+  if device ~= C.CR_CPU then parts[#parts + 1] = 'stream ' .. C.cr_device_stream(-1) end -- a recording belongs to one stream
   return table.concat(parts, ';'), device
 end
 

@@ -32,7 +32,7 @@ local endings = {
   json = 'tensors are not written as JSON: name it .safetensors',
 }
 for _, ending in ipairs { 'png', 'jpg', 'jpeg' } do
-  endings[ending] = "pictures are written by require 'cr.tools.display'.save('x.png', x), at the prompt by :save x.png"
+  endings[ending] = "to write a picture use require 'cr.tools.display'.save('x.png', x), or :save x.png at the prompt"
 end
 for _, ending in ipairs { 'pt', 'pth', 'bin', 'ckpt' } do
   endings[ending] = "PyTorch's own files are not written: name it .safetensors, which PyTorch's users read with safetensors.torch"

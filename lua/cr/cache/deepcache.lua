@@ -60,7 +60,7 @@ end
 --- @param predictor table a denoiser
 --- @param options table {interval = integer, branch = integer, how many layers of the up path after the cached one
 ---   are computed}
---- @param count function
+--- @param count fun(kind: string) called for each step with 'full' or 'shallow'
 function M.new(predictor, options, count)
   return setmetatable({ inner = predictor, interval = options.interval, branch = options.branch,
     count = count or function() end }, DeepCache)

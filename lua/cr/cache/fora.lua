@@ -49,7 +49,7 @@ end
 --- Wraps a denoiser so that its layers are computed only every INTERVAL steps.
 --- @param predictor table a denoiser
 --- @param options table {interval = integer}
---- @param count function
+--- @param count fun(kind: string) called for each step with 'full' or 'shallow'
 function M.new(predictor, options, count)
   return setmetatable({ inner = predictor, interval = options.interval, count = count or function() end }, Fora)
 end

@@ -30,7 +30,8 @@ local function words(...)
   return values
 end
 
--- A cache of the user's own, from what a file or a script gives; `must` begins what is said where it is none.
+-- Makes the module of a user's cache from the value of a file or a script. `must` is the beginning of the message
+-- about an invalid value.
 local function own(where, must, given)
   local module = type(given) == 'function' and { new = given } or given
   if type(module) ~= 'table' or type(module.new) ~= 'function' or module.parse ~= nil and type(module.parse) ~= 'function' then
@@ -74,7 +75,7 @@ function Own:predict(x, i, how)
   local y = self.made:predict(x, i, how)
   local problem = user_file.misfit(y, x)
   if problem and not (cr.is_tensor(y) and y:size(1) == 2 and not user_file.misfit(y:narrow(1, 1, 1), x)) then
-    error(('%s: predict returned %s; it must return the prediction, %s on %s [%s], twice as long with both halves'):format(self.where,
+    error(('%s: predict returned %s; it must return the prediction, %s on %s [%s], or twice that size with both halves'):format(self.where,
       problem, x.dtype, x.device, table.concat(x.shape, ' ')), 0)
   end
   return y
@@ -101,7 +102,7 @@ end
 --- Parses a plan such as 'deepcache:3:0,tea:0.2' and raises an error for every mistake in it.
 ---
 ---     local plan = cache.plan 'fora:2,tea:0.1'
---- @param asked string|table|function a text; or what a cache's file may return; or a plan
+--- @param asked string|table|function a string, a value that a cache's file may return, or a plan
 --- @return table
 function M.plan(asked)
   if type(asked) == 'table' and type(asked.text) == 'string' then return asked end

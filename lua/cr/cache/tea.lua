@@ -57,7 +57,7 @@ end
 --- Wraps a denoiser so that it is called only when the latents have changed enough.
 --- @param predictor table a denoiser, or a cache around one
 --- @param options table {threshold = number}
---- @param count function
+--- @param count fun(kind: string) called with 'reused' for each reused step
 function M.new(predictor, options, count)
   return setmetatable({ inner = predictor, threshold = options.threshold, sum = 0, count = count or function() end }, Tea)
 end

@@ -351,7 +351,7 @@ local function planned(self, given)
       local function run(...) return compute(plan, ...) end
       plan.run = run
       if self.record then
-        plan.graph = require 'cr.graph'.new(run, { limit = 2 }) -- of one on each stream
+        plan.graph = require 'cr.graph'.new(run, { limit = 2 }) -- one recording for each of two streams
         plan.run = plan.graph
       end
       return plan

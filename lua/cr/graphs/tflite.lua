@@ -80,7 +80,7 @@ rows.PAD = { make = function(n)
   return function(x) return nn.pad(x, before, after, 0) end
 end }
 
--- Of several inputs at once each is reshaped by itself.
+-- In a batch of inputs, each input is reshaped separately.
 rows.RESHAPE = { make = function(n)
   local shape = n.node.shape
   n:any(1)

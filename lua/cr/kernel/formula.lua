@@ -38,7 +38,7 @@ local OPERATORS = { -- by precedence, lowest first
   { ['*'] = 'mul', ['/'] = 'div', ['%'] = 'remainder' },
 }
 
--- What C has, and formulas have otherwise.
+-- Operators of C, and how formulas write them.
 local INSTEAD = { ['?'] = 'where(condition, a, b)', ['&'] = 'and(a, b)', ['|'] = 'or(a, b)', ['!'] = 'not(a), or a ~= b' }
 
 -- ---- reading ---------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ local function check_kind(name, kind)
     tensor.dtype_code('kernel: ' .. name, dtype)
   elseif not KINDS[kind] then
     if name:find '^dims?$' then
-      base.fail(('kernel: %s: reductions are over the last dimension: x:transpose(d, -1) brings another one there'):format(name))
+      base.fail(('kernel: %s: reductions are over the last dimension: use x:transpose(d, -1) for another one'):format(name))
     end
     base.fail(("kernel: %s is %s: 'in', 'in broadcast', 'out', 'out f16' (or another dtype) or 'number' is needed")
       :format(name, arguments.shown(kind)))
@@ -76,7 +76,7 @@ local function declare(declared)
       base.fail(("kernel: %s is assigned in '%s', but declared as '%s'"):format(s.name, text, self.kinds[s.name]))
     end
     if made[s.name] then
-      base.fail(("kernel: %s is assigned twice in '%s': give one of the two another name"):format(s.name, text))
+      base.fail(("kernel: %s is assigned twice in '%s': rename one of the two"):format(s.name, text))
     end
     made[s.name] = true
     if s.how then self.reduces = true end
@@ -384,7 +384,7 @@ local special = {
   lerp = function(x, y, w) return x + (y - x) * w end,
 }
 
--- Functions of cr and nn that are given recorded values.
+-- Functions of cr and nn for recorded values.
 local given = {
   where = function(condition, a, b) return apply 'where'(condition, a, b) end,
   lincomb = function(list, weights)
@@ -399,20 +399,20 @@ local given = {
 Traced.__given = function(name, first, ...)
   if given[name] then return given[name](first, ...) end
   local n = select('#', ...)
-  while n > 0 and select(n, ...) == nil do n = n - 1 end -- what was left out
+  while n > 0 and select(n, ...) == nil do n = n - 1 end -- drops omitted arguments
   if getmetatable(first) == Traced then return first[name](first, unpack({ ... }, 1, n)) end
-  base.fail(('fuse: %s is not elementwise, or not known to kernels'):format(name))
+  base.fail(('fuse: %s is not elementwise, or not supported in kernels'):format(name))
 end
 
 Traced.__index = function(_, name)
   if special[name] then return special[name] end
   if formula.FUNCTIONS[name] then return apply(name) end
   if tensor.methods[name] then
-    base.fail(('fuse: x:%s is not elementwise, or not known to kernels: compute it before, and give what it returns'):format(name))
+    base.fail(('fuse: x:%s is not elementwise, or not supported in kernels: compute it before, and pass the result'):format(name))
   end
   local names = {}
   for known in pairs(formula.FUNCTIONS) do names[#names + 1] = known end
-  base.fail(('fuse: x:%s is not elementwise, or not known to kernels: %s'):format(tostring(name),
+  base.fail(('fuse: x:%s is not elementwise, or not supported in kernels: %s'):format(tostring(name),
     errors.did_you_mean(tostring(name), names)))
 end
 Traced.__add, Traced.__sub, Traced.__mul, Traced.__div = apply 'add', apply 'sub', apply 'mul', apply 'div'

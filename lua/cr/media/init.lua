@@ -31,7 +31,7 @@ function media.version() return ffi.string(lib.cr_media_version()) end
 --- @param path string its ending chooses the container
 --- @param parts string[] files written with the same settings, at 25 frames per second or with explicit times
 --- @param sound string? a file with sound
---- @param timed boolean? frames have times of their own, which continue from part to part
+--- @param timed boolean? frames have explicit times, which continue from part to part
 --- @return integer frames
 --- @return number time of the last frame, in seconds
 function media.join(path, parts, sound, timed)

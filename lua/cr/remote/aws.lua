@@ -103,7 +103,7 @@ end
 ---   that the next attempt resumes where this one ended}
 --- @return HttpAnswer? nil if all attempts failed
 --- @return string? problem
---- @return boolean? whether it may pass
+--- @return boolean? whether the failure may be temporary
 function Client:request(what, o)
   return retry.call(function()
     local answer, problem, passes, received, failed = try(self, what, o)

@@ -15,7 +15,7 @@ local regions = {} -- regions of buckets outside the client's region
 -- Returns the endpoint, path and region of an object.
 local function place_of(address)
   local bucket, key = address:match '^s3://([%w._-]+)/(.+)$'
-  if not bucket then errors.fail(('%s: an object is s3://BUCKET/KEY'):format(url.shown(address))) end
+  if not bucket then errors.fail(('%s: an object is written s3://BUCKET/KEY'):format(url.shown(address))) end
   client = client or aws.new { service = 's3' }
   local region = regions[bucket] or client.region
   local path = '/' .. url.encode(key, '/')
@@ -44,7 +44,7 @@ function M.request(address, o)
     return again and again(received, answer) or moved
   end
   local ok, answer, problem, passes = pcall(client.request, client, url.shown(address), o)
-  if not ok and errors.is_failure(answer) then errors.unavailable(answer.message) end -- (there are no credentials)
+  if not ok and errors.is_failure(answer) then errors.unavailable(answer.message) end -- there are no credentials
   if not ok then error(answer, 0) end
   return answer or (passes and errors.unavailable or errors.fail)(problem)
 end

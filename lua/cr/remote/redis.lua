@@ -34,7 +34,7 @@ int redisFormatCommandArgv(char **out, int count, const char **words, const size
 void redisFreeCommand(char *command);
 ]]
 local STRING, ARRAY, INTEGER, NIL, STATUS, ERROR = 1, 2, 3, 4, 5, 6
-local CONNECT, ANSWER = 10, 15 -- seconds; a command may have Redis wait for some of them (queues/redis.lua)
+local CONNECT, ANSWER = 10, 15 -- seconds; a blocking command uses up some of them (queues/redis.lua)
 
 local hiredis
 

@@ -337,7 +337,7 @@ function Solver:cut(timesteps, sigmas)
   local left_out = o.begin_index or 0
   if left_out == 0 then return timesteps, sigmas end
   if left_out >= #timesteps then
-    error(('%s: begin_index = %d leaves no step of %d'):format(self.name, left_out, #timesteps), 0)
+    error(('%s: begin_index = %d skips all %d steps'):format(self.name, left_out, #timesteps), 0)
   end
   o.steps = #timesteps - left_out
   return { unpack(timesteps, left_out + 1) }, sigmas and { unpack(sigmas, left_out + 1) }

@@ -38,7 +38,8 @@ local suffixes = {
 -- The types of the optional fields of a file.
 local field_types = { help = 'string', variants = 'table', aliases = 'table', known_as = 'table', diffusers = 'table' }
 
--- A scheduler of the user's own, from what a file or a script gives; `must` begins what is said where it is none.
+-- Makes the module of a user's scheduler from the value of a file or a script. `must` is the beginning of the message
+-- about an invalid value.
 local function own_module(where, must, given)
   local module = type(given) == 'function' and { new = given } or given
   if type(module) ~= 'table' or type(module.new) ~= 'function' then
@@ -288,7 +289,7 @@ end
 local function without_first(shown, inner, left_out)
   if left_out == 0 or type(inner) ~= 'table' or type(inner.timesteps) ~= 'table' or inner.begin_index == left_out then return end
   if left_out >= #inner.timesteps then
-    error(('%s: begin_index = %d leaves no step of %d'):format(shown, left_out, #inner.timesteps), 0)
+    error(('%s: begin_index = %d skips all %d steps'):format(shown, left_out, #inner.timesteps), 0)
   end
   return { unpack(inner.timesteps, left_out + 1) }
 end
@@ -333,7 +334,7 @@ function M.load(spec, options)
   else
     if all.steps == nil then all.steps = 20 end
     options_of.parse(shown, options_of.schedule, { steps = all.steps })
-    if left_out > 0 then all.begin_index = left_out end -- for one that hands its options on
+    if left_out > 0 then all.begin_index = left_out end -- for a scheduler that reports its options
   end
   local ok, inner = pcall(module.new, all, { name = shown, diffusers = source.diffusers })
   if not ok then error(user_file.sentence(inner), 0) end
@@ -342,7 +343,7 @@ function M.load(spec, options)
     begin_index = math.max(left_out, all.begin_index or 0) }, source.own)
 end
 
---- The first scheduler, by names, that has an option; nil: none has it.
+--- Returns the first scheduler, in the order of names, that has an option, or nil.
 --- @param option string
 --- @return string?
 function M.having(option)

@@ -67,7 +67,7 @@ M.methods = {
   mT = 'use x:transpose(-2, -1)', H = 'use x:transpose(-2, -1)', isclose = 'use (a - b):abs():le(b:abs() * 1e-5 + 1e-8)',
   put_ = 'use x:reshape(-1):index_copy_(1, cr.tensor({ 2 }, { dtype = "i64" }), cr.tensor { 7 })', fliplr = 'use x:flip(2)',
   flipud = 'use x:flip(1)', rot90 = 'use x:transpose(1, 2):flip(1)', broadcast_to = TWICE .. 'x:expand(x.shape)',
-  ['repeat'] = 'repeat is a word of Lua: use x:tile(2, 1) or x:repeat_(2, 1)', exp2 = 'use 2 ^ x', xlogy = 'use a * b:log()',
+  ['repeat'] = 'repeat is a reserved word of Lua: use x:tile(2, 1) or x:repeat_(2, 1)', exp2 = 'use 2 ^ x', xlogy = 'use a * b:log()',
   float_power = "use x:to 'f64' ^ 2", sgn = TWICE .. 'x:sign()', signbit = 'use x:lt(0)', copysign = 'use a:abs() * b:sign()',
   logaddexp = 'use cr.stack({ a, b }, 1):logsumexp(1)', dist = 'use (a - b):norm(2)', msort = 'use x:sort(1)',
   diag_embed = 'use cr.eye(3) * x:unsqueeze(-1)', diagonal = 'use x:diag()', select_scatter = 'use x:clone(), and y[2] = number',
@@ -122,8 +122,8 @@ M.functions = {
   fftshift = 'use x:roll(math.floor(x:size(d) / 2), d)', ifftshift = 'use x:roll(-math.floor(x:size(d) / 2), d)',
   set_default_dtype = "use the option { dtype = 'f16' }",
   set_default_device = 'use the option { device = "cpu" }, or :device at the prompt',
-  autocast = "a model has one dtype: --dtype f16, or dtype = 'f16' of a session",
-  vmap = 'operations take batches: unsqueeze makes room for one',
+  autocast = "a model has one dtype: use --dtype f16, or dtype = 'f16' in a session",
+  vmap = 'operations take batches: use x:unsqueeze(1) to add a dimension',
   set_printoptions = 'use x:tolist()',
   tril_indices = 'use cr.ones(n, n):tril():nonzero()', triu_indices = 'use cr.ones(n, n):triu():nonzero()', len = 'use #x or x:size(d)',
   type = 'use x.dtype or cr.is_tensor(x)', normal = 'use cr.randn(n) * 2 + 1', distributions = 'use cr.rand(n) or cr.randn(n)',
@@ -168,30 +168,31 @@ M.layers = {
 }
 same(NETWORK, 'ModuleList ModuleDict ParameterList', M.layers)
 same(TRAINING, 'CrossEntropyLoss BCELoss binary_cross_entropy init utils parallel DataParallel Dropout', M.layers)
-same('layers are functions, in small letters: nn.relu(x), nn.conv1d(w, x, options), nn.avg_pool2d(x, options)',
+same('layers are functions with lower-case names: nn.relu(x), nn.conv1d(w, x, options), nn.avg_pool2d(x, options)',
   'ReLU SiLU GELU Softmax Conv1d ConvTranspose2d AvgPool2d MaxPool2d PixelShuffle MSELoss L1Loss', M.layers)
 
 --- Functions of cr.cuda.
 M.cards = {
   is_available = TWICE .. 'cr.cuda.available()', device_count = TWICE .. 'cr.cuda.count()', manual_seed = TWICE .. 'cr.manual_seed(seed)',
-  manual_seed_all = TWICE .. 'cr.manual_seed(seed)', empty_cache = TWICE .. 'cr.trim()', Stream = 'cr.cuda.stream makes one',
-  Event = 'cr.cuda.mark and cr.cuda.time do', amp = M.functions.autocast, CUDAGraph = 'cr.graph records', graph = 'cr.graph records',
-  set_device = 'a tensor has its device: { device = "cuda:1" }, or :device cuda:1 at the prompt', current_device = 'x.device tells',
+  manual_seed_all = TWICE .. 'cr.manual_seed(seed)', empty_cache = TWICE .. 'cr.trim()', Stream = 'cr.cuda.stream chooses a stream',
+  Event = 'use cr.cuda.mark or cr.cuda.time', amp = M.functions.autocast, CUDAGraph = 'cr.graph(fn) records a function',
+  graph = 'cr.graph(fn) records a function',
+  set_device = 'use the option { device = "cuda:1" }, or :device cuda:1 at the prompt', current_device = 'use x.device',
 }
 same('cr.cuda.info() tells', 'get_device_name get_device_properties get_device_capability mem_get_info', M.cards)
 same(MEMORY, 'memory_allocated memory_reserved max_memory_allocated max_memory_reserved memory_summary memory_stats', M.cards)
 same(TWICE .. 'cr.reset_peak()', 'reset_peak_memory_stats reset_max_memory_allocated', M.cards)
 
---- Raises the sentence about a name that there is not.
+--- Raises a sentence about an unknown name.
 --- @param where string 'cr'
 --- @param name any
 --- @param instead string? what to use
---- @param known string[] names that there are
+--- @param known string[] the known names
 function M.refuse(where, name, instead, known)
   if not instead then
     local near, distance = errors.nearest(tostring(name), known)
     instead = distance <= math.max(1, #tostring(name) / 4) and ("did you mean '%s'?"):format(near)
-      or ('`crescent help %s` lists what there is'):format(where)
+      or ('`crescent help %s` lists all names'):format(where)
   end
   base.fail(('%s has no %s: %s'):format(where, base.printable(tostring(name)), instead))
 end

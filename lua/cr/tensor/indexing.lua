@@ -222,7 +222,7 @@ local function part(x, d, key)
       :format(arguments.shown(key)))
   end
   if #key > 3 then
-    fail(('x[...]: a range has three numbers at most, {first, last, step}, not %d: x:index_select(%d, {...}) takes a list of them')
+    fail(('x[...]: a range has at most three numbers, {first, last, step}, not %d: x:index_select(%d, {...}) takes a list')
       :format(#key, d))
   end
   return x:slice(d, key[1], key[2], key[3]), 1

@@ -133,7 +133,7 @@ end
 
 --- Returns the number in a tensor with one element. An i64 beyond 2^53 is returned as a boxed integer.
 function methods:item()
-  if self:numel() ~= 1 then fail('item: ' .. shape_text(self) .. ' has more than one element, or none: tolist gives all') end
+  if self:numel() ~= 1 then fail('item: ' .. shape_text(self) .. ' has more than one element, or none: use tolist for all elements') end
   return scope.scope(function()
     local wide = self.dtype == 'i64' and self:to('cpu'):contiguous() or self:to('cpu'):to 'f64'
     local p = wide:pointer()

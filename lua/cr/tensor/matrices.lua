@@ -184,7 +184,7 @@ end
 --- Einstein summation: cr.einsum('bik,bkj->bij', a, b). Letters that the result lacks are summed over. Without an
 --- arrow, the result has the letters that occur once, in alphabetical order.
 --- @param formula string
---- @param ... Tensor or a list of them
+--- @param ... Tensor tensors, or one list of tensors
 --- @return Tensor
 function M.einsum(formula, ...)
   local tensors, lists = { ... }, {}

@@ -168,7 +168,7 @@ local function is_ambiguous(entry)
   return false
 end
 
--- The line of an operation that runs as it stands.
+-- Returns the example line of an operation from help_lines.lua.
 local function line_of(entry)
   local prefix = entry.owner == 'tensor' and '' or in_cr(entry) and 'cr.' or entry.module == 'nn' and 'nn.'
   local text = prefix and entry.name and require 'cr.tools.help_lines'.text(prefix .. entry.name)
@@ -354,7 +354,7 @@ local function scheduler_help(name)
   return text, found
 end
 
--- What an option of schedulers and guidance methods is: 'sigmas', 'eta'.
+-- Returns help on an option of schedulers and guidance methods, such as 'sigmas' or 'eta'.
 local function option_help(name)
   local lines = {}
   for kind, module in pairs { schedulers = require 'cr.schedulers', ['guidance methods'] = require 'cr.guidance' } do
@@ -379,7 +379,7 @@ end
 local function module_text(entries)
   local lines = {}
   for _, entry in ipairs(entries) do
-    if entry.name == 'new' and in_cr(entry) then -- what is called by the module's name
+    if entry.name == 'new' and in_cr(entry) then -- functions that are called by the module's name
       table.insert(lines, math.min(2, #lines + 1), format(entry) .. '\n')
     elseif entry.name then
       lines[#lines + 1] = list_line(entry, (entry.owner and entry.owner .. ':' or '') .. entry.name .. entry.args)

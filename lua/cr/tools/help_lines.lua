@@ -1,12 +1,12 @@
---- Examples for help that run as they stand: a line of code for an operation, and what it gives.
+--- Examples for help that can be run unchanged: a line of code for an operation, and its result.
 --
--- They use x, v, s and picture (below). tests/help_lines_test.lua runs each, compares what it gives with what stands here, and
--- says which operations have none. A line is NAME | CODE | RESULT: rows are separated by semicolons, several results by
--- slashes; random and large results are left out.
+-- They use x, v, s and picture (below). tests/help_lines_test.lua runs each line, compares its result with the one
+-- given here, and reports operations without a line. A line is NAME | CODE | RESULT. Semicolons separate rows,
+-- slashes separate several results; random and large results are left out.
 
 local M = {}
 
---- What the lines use, new for each.
+--- Makes the tensors that a line uses, new for each line.
 --- @return table<string, any>
 function M.values()
   local cr = require 'cr'
@@ -18,7 +18,7 @@ end
 
 local SHOWN = { x = 'x: 1 2 3; 4 5 6', v = 'v: 3 1 2', s = 's: -1.5 0 2.5', picture = 'picture: 4 x 4 pixels from 1 to 16' }
 
---- The line of an operation, for help; nil: it has none.
+--- Returns the line of an operation for help, or nil.
 --- @param name string 'roll', 'cr.eye', 'nn.pad'
 --- @return string?
 function M.text(name)
@@ -33,7 +33,7 @@ function M.text(name)
   return #needs > 0 and ('%s (%s)'):format(text, table.concat(needs, ', ')) or text
 end
 
---- All lines by their names.
+--- Returns all lines by their names.
 --- @return table<string, table> {code, result} each
 function M.by_name()
   local list = {}

@@ -24,7 +24,7 @@ ffi.cdef 'int isatty(int fd);'
 --- @field quiet boolean? draw nothing
 --- @field unit string? 'frames'
 
---- Starts the clock.
+--- Makes a progress display and starts its clock.
 --- @param options ProgressOptions
 --- @return Progress
 function progress.new(options)
