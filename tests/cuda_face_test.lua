@@ -102,7 +102,7 @@ cuda.test("frames that are analysed together give the CPU's faces", function()
           local e = got.detections[k]
           for j = 1, 4 do t.near(e.box[j], d.box[j], 0.1, 'box') end
           for j = 1, 468 do t.near(e.first.points[j][1], d.first.points[j][1], 0.1, 'x of point ' .. j) end
-          t.near(require 'models.latentsync.likeness'.compare(e.look, d.look), 1, 0.02, 'look')
+          t.near(require 'models.latentsync.face_similarity'.compare(e.look, d.look), 1, 0.02, 'look')
         end
       end
     end)

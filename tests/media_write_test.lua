@@ -6,12 +6,12 @@ local cr = require 'cr'
 local media = require 'cr.media'
 local base = require 'cr.ffi'
 local inputs = require 'tests.support.media_inputs'
-local written = require 'tests.support.written'
+local video_files = require 'tests.support.video_files'
 
 local path = inputs.path
 
-local picture, write, read_all, free_all = written.picture, written.write, written.read_all, written.free_all
-local psnr, compare = written.psnr, written.compare
+local picture, write, read_all, free_all = video_files.picture, video_files.write, video_files.read_all, video_files.free_all
+local psnr, compare = video_files.psnr, video_files.compare
 
 t.test('H.264 in MP4: the frames come back in order, tagged', function()
   write('out.mp4', { comment = 'made by a test', crf = 12 }, 30, 48, 64)

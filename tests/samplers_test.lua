@@ -2,7 +2,7 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
-local drawn = require 'tests.support.drawn'
+local known_noise = require 'tests.support.known_noise'
 local gaussian = require 'tests.support.gaussian'
 local schedulers = require 'cr.schedulers'
 local solver = require 'cr.sampling.solver'
@@ -11,7 +11,7 @@ local scratch = require 'tests.support.scratch'
 local function predict(x, at) return (x * 1.7 + at / 250):sin() * 0.8 + x * 0.1 end
 
 local function walk(s, x)
-  return drawn.fixed(function()
+  return known_noise.fixed(function()
     for _, at in ipairs(s.timesteps) do x = cr.scope(function() return s:step(predict(x, at), at, x) end) end
     return x
   end)

@@ -3,7 +3,7 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
-local drawn = require 'tests.support.drawn'
+local known_noise = require 'tests.support.known_noise'
 local gaussian = require 'tests.support.gaussian'
 local schedulers = require 'cr.schedulers'
 local scratch = require 'tests.support.scratch'
@@ -14,7 +14,7 @@ local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
 local function predict(x) return (x * 1.7):sin() * 0.8 + x * 0.1 end
 
 local function run(s, x)
-  return drawn.fixed(function()
+  return known_noise.fixed(function()
     x = x or s:start(start)
     for _, at in ipairs(s.timesteps) do x = cr.scope(function() return s:step(predict(x), at, x) end) end
     return x
@@ -135,7 +135,7 @@ t.test('a start at a later step: the remaining steps are those of the full run',
   for _, name in ipairs { 'ddim', 'ddim_karras', 'euler', 'dpmpp_1m', 'euler_ancestral', 'dpm_1m', 'deis_1' } do
     local whole, late = schedulers.load(name, { steps = 8 }), schedulers.load(name, { steps = 8, begin_index = 3 })
     t.equal(#late.timesteps, 5, name)
-    drawn.fixed(function()
+    known_noise.fixed(function()
       local x, from = start, nil
       for i, at in ipairs(whole.timesteps) do
         if i == 4 then from = x end

@@ -5,7 +5,7 @@
 
 local cr = require 'cr'
 local t = require 'tests.support.tap'
-local drawn = require 'tests.support.drawn'
+local known_noise = require 'tests.support.known_noise'
 local schedulers = require 'cr.schedulers'
 local scratch = require 'tests.support.scratch'
 
@@ -69,7 +69,7 @@ t.test("every case of diffusers, from its configuration", function()
       local difference = largest_difference(s.timesteps, case.timesteps)
       t.ok(difference <= 1e-6, ('%s: timesteps off by %g'):format(what, difference))
       if difference <= 1e-6 then
-        local x = drawn.fixed(function() return run(s, start) end)
+        local x = known_noise.fixed(function() return run(s, start) end)
         t.near(x:view(16), cr.tensor(case.final, { dtype = 'f64' }), 1e-9, what)
       end
     end
@@ -91,18 +91,18 @@ t.test('each file of the folder is a scheduler, and each name runs: one operatio
       combined = combined + 1
       return own(...)
     end
-    local ok, first = pcall(drawn.fixed, function() return run(s, start) end)
+    local ok, first = pcall(known_noise.fixed, function() return run(s, start) end)
     cr.lincomb = own
     t.ok(ok, ('%s: %s'):format(name, tostring(first)))
     t.equal(combined, #s.timesteps, name .. ': one combination a step')
-    drawn.fixed(function() return run(s, other) end)
+    known_noise.fixed(function() return run(s, other) end)
     -- A window that ends early, then a reset.
     for i = 1, 3 do
       cr.scope(function() s:step(other, s.timesteps[i], other, start) end)
     end
     s:reset()
-    t.near(drawn.fixed(function() return run(s, start) end), first, 0, name .. ': the window before changes nothing')
-    t.near(drawn.fixed(function() return run(schedulers.load(name, { steps = 7 }), start) end), first, 0, name .. ': as fresh')
+    t.near(known_noise.fixed(function() return run(s, start) end), first, 0, name .. ': the window before changes nothing')
+    t.near(known_noise.fixed(function() return run(schedulers.load(name, { steps = 7 }), start) end), first, 0, name .. ': as fresh')
     t.equal(s:settings().options.steps, 7, name)
     local half = schedulers.load(name, { steps = 3 })
     local x = start:to 'f16'

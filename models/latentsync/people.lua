@@ -12,7 +12,7 @@
 
 local cuts = require 'models.latentsync.cuts'
 local detector = require 'models.networks.face_detector'
-local likeness = require 'models.latentsync.likeness'
+local similarity = require 'models.latentsync.face_similarity'
 local mesh = require 'models.networks.face_mesh'
 
 local people = {}
@@ -21,7 +21,7 @@ local people = {}
 local SAME_PLACE = 0.2 -- minimum of a face with itself one frame later
 local STEADY = 0.5 -- of a face that hardly moves
 local TAKEN = 0.3 -- with another person's face: from this on a followed mesh belongs to that person
--- Minimum similarities of a face with itself (models/latentsync/likeness.lua).
+-- Minimum similarities of a face with itself (models/latentsync/face_similarity.lua).
 local KEEPS = 0.4 -- one frame later, if it hardly moved
 local NEAR = 0.7 -- if it moved, or is back in its place
 local SURE = 0.8 -- elsewhere, later, or in another shot
@@ -76,15 +76,15 @@ local function centre(box) return (box[1] + box[3]) / 2, (box[2] + box[4]) / 2 e
 -- affected by a change of light, or belong to a person whose face always overlapped with others.
 local function alike(track, look, still)
   local recent = still and (track.recent or not track.looks[1] and track.found.look)
-  local most = recent and likeness.compare(recent, look) or 0
-  for _, known in ipairs(track.looks) do most = math.max(most, (likeness.compare(known, look))) end
+  local most = recent and similarity.compare(recent, look) or 0
+  for _, known in ipairs(track.looks) do most = math.max(most, (similarity.compare(known, look))) end
   return most
 end
 
 -- The same one frame later, when the lighting may have changed: then only the face's pattern is unchanged.
 local function alike_now(self, track, look)
   local recent = self.shots and self.shots.lit and (track.recent or track.looks[#track.looks])
-  if recent and select(2, likeness.compare(recent, look))[4] >= PATTERN then return 1 end
+  if recent and select(2, similarity.compare(recent, look))[4] >= PATTERN then return 1 end
   return alike(track, look, true)
 end
 
@@ -162,7 +162,7 @@ local function follow(self, frame, track, others)
   if found then
     found.box = box_of_followed(before, found)
     if overlaps_other(found.box, track, others, TAKEN) or
-      alike_now(self, track, likeness.of(frame, found)) < KEEPS then found = nil end
+      alike_now(self, track, similarity.of(frame, found)) < KEEPS then found = nil end
   end
   if not found then
     track.state = 'lost'
@@ -266,7 +266,7 @@ local function look(self, frame, seen, glance)
   local people_before = #active
   for _, track in ipairs(self.unknown) do active[#active + 1] = track end
   local detections = glance and glance.detections or self.finder:detect(frame)
-  for _, d in ipairs(detections) do d.look = d.look or likeness.of(frame, d) end
+  for _, d in ipairs(detections) do d.look = d.look or similarity.of(frame, d) end
   local of_track, taken, replaced = match(self, active, detections)
   if self.shots and replaced > 0 and replaced >= people_before and not next(of_track) then
     -- All people being replaced between two frames is a cut, even if the rest of the image is similar.
@@ -378,7 +378,7 @@ function Crowd:glance(frames)
     list[i] = { detections = detections, cells = cells[i] }
     for _, d in ipairs(detections) do faces[#faces + 1] = { frame = frames[i], face = d } end
   end
-  for i, look_of_face in ipairs(likeness.of_each(faces)) do faces[i].face.look = look_of_face end
+  for i, look_of_face in ipairs(similarity.of_each(faces)) do faces[i].face.look = look_of_face end
   return list
 end
 

@@ -9,7 +9,7 @@ local cjson = require 'cjson'
 local cr = require 'cr'
 local ffi = require 'ffi'
 local json = require 'cr.json'
-local patience = require 'tests.support.patience'
+local time_limit = require 'tests.support.time_limit'
 local scratch = require 'tests.support.scratch'
 
 ffi.cdef [[
@@ -82,7 +82,7 @@ local clock = require 'cr.clock'
 
 -- Waits until `ready` returns a value.
 local function until_ready(what, ready, idle, wrong)
-  local limit = clock() + patience
+  local limit = clock() + time_limit
   while true do
     local value = ready()
     if value then return value end

@@ -5,7 +5,7 @@ local ffi = require 'ffi'
 local lfs = require 'lfs'
 local uv = require 'cr.loop'.uv
 
-local patience = require 'tests.support.patience'
+local time_limit = require 'tests.support.time_limit'
 
 local M = {}
 
@@ -74,7 +74,7 @@ function M.run(args, options)
   collect(err, err_parts)
   if options.stdin then stdin:write(options.stdin) end
   if not options.keep_stdin then stdin:shutdown() end
-  local limit = begin + patience * 1e9
+  local limit = begin + time_limit * 1e9
   local sent = not options.signal
   local function due()
     if options.when then return options.when() end

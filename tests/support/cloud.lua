@@ -9,7 +9,7 @@ local scratch = require 'tests.support.scratch'
 local now = require 'cr.clock'
 local uv = require 'cr.loop'.uv
 
-local patience = require 'tests.support.patience'
+local time_limit = require 'tests.support.time_limit'
 
 local M = {}
 
@@ -46,7 +46,7 @@ end
 
 --- Waits for an output line that matches; returns the pattern's captures.
 function Service:line(pattern)
-  local limit = now() + patience
+  local limit = now() + time_limit
   while true do
     local found = scratch.read(self.log):match(pattern)
     if found then return found end

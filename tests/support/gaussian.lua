@@ -5,7 +5,7 @@
 -- random.
 
 local cr = require 'cr'
-local drawn = require 'tests.support.drawn'
+local known_noise = require 'tests.support.known_noise'
 local schedulers = require 'cr.schedulers'
 
 local M = { MEAN = 0.7, DEVIATION = 0.4 }
@@ -29,7 +29,7 @@ local function unit(place, value)
 end
 
 local function with_unit_noise(fn)
-  return drawn.by(function(n) return unit(2 + n, 1) end, function() return cr.scope(fn) end)
+  return known_noise.by(function(n) return unit(2 + n, 1) end, function() return cr.scope(fn) end)
 end
 
 local function deviation_at(alpha, sigma) return math.sqrt((alpha * M.DEVIATION) ^ 2 + sigma * sigma) end

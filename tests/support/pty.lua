@@ -3,7 +3,7 @@
 local ffi = require 'ffi'
 local uv = require 'cr.loop'.uv
 
-local patience = require 'tests.support.patience'
+local time_limit = require 'tests.support.time_limit'
 
 local M = {}
 
@@ -49,7 +49,7 @@ end
 --- @param wanted string|string[] one text or another
 --- @return boolean
 function Terminal:wait(wanted)
-  local limit = uv.hrtime() + patience * 1e9
+  local limit = uv.hrtime() + time_limit * 1e9
   local buffer, fds = ffi.new 'char[4096]', ffi.new('cr_test_pollfd[1]', { { self.master, POLLIN, 0 } })
   local function come()
     for _, text in ipairs(type(wanted) == 'table' and wanted or { wanted }) do

@@ -5,7 +5,7 @@ local checkpoint = require 'tests.support.checkpoint'
 local child = require 'tests.support.child'
 local cjson = require 'cjson'
 local json = require 'cr.json'
-local patience = require 'tests.support.patience'
+local time_limit = require 'tests.support.time_limit'
 local uv = require 'cr.loop'.uv
 
 local M = {}
@@ -126,7 +126,7 @@ end
 --- Waits until a job is as wanted; returns the job.
 --- @param wanted (fun(job: table): boolean)? default: it has ended
 function Server:wait(id, wanted)
-  local limit = uv.hrtime() + patience * 1e9
+  local limit = uv.hrtime() + time_limit * 1e9
   while true do
     local job = self:ask('GET', '/v1/jobs/' .. id).json
     if wanted and wanted(job) or job.state ~= 'queued' and job.state ~= 'running' then return job end

@@ -148,11 +148,11 @@ function t.each(...)
   choose(1)
 end
 
---- Waits until fn() returns true; returns false after the time limit (tests/support/patience.lua).
+--- Waits until fn() returns true; returns false after the time limit (tests/support/time_limit.lua).
 --- @return boolean
 function t.wait(fn)
   local now = require 'cr.clock'
-  local limit = now() + require 'tests.support.patience'
+  local limit = now() + require 'tests.support.time_limit'
   while not fn() do
     if now() > limit then return false end
     cr.sleep(0.02)
