@@ -5,8 +5,9 @@
  * run time. Threads share the leading dimensions and the heads, and ranges of queries if those are
  * few. If there are few queries and keys (the frames at one position of a video, whose rows lie far
  * apart), the rows of all heads are gathered first, since rows a power of two apart would evict
- * each other from the cache. For bf16, both products use bf16 if the processor supports it; the
- * softmax weights are then rounded to bf16. */
+ * each other from the cache; f16 and bf16 rows are gathered wherever they fit into the cache, which
+ * converts them on the way. For bf16, both products use bf16 if the processor supports it and there
+ * are more than a few keys; the softmax weights are then rounded to bf16. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -17,11 +18,13 @@
 #include "cpu/operands.h"
 
 enum {
-  KEYS = 128,            /* of a block, so that its scores fit into the L1 cache */
-  DEPTH = 128,           /* of a head's size per product, for the same reason */
-  MOST_LANES = 16,       /* floats in the widest vector */
-  GATHER_FLOATS = 65536, /* most floats of gathered rows, so that they fit into the L2 cache */
-  GATHER_ROWS = 64
+  KEYS = 128,                /* of a block, so that its scores fit into the L1 cache */
+  DEPTH = 128,               /* of a head's size per product, for the same reason */
+  MOST_LANES = 16,           /* floats in the widest vector */
+  GATHER_FLOATS = 65536,     /* most floats of gathered rows, so that they fit into the L2 cache */
+  GATHER_FLOATS_16 = 131072, /* the same for f16 and bf16 rows */
+  GATHER_ROWS = 64,
+  FEW_KEYS = 32 /* bf16's packing takes longer than its products save */
 };
 
 /* One head of one batch entry: rows of q [T d], k [S d], v [S dv], out [T dv] with these steps
@@ -176,18 +179,25 @@ static work work_at(const problem *p, float *memory) {
   return w;
 }
 
+static int64_t entries_of(const problem *p) {
+  int64_t entries = 1;
+  for (int32_t k = 0; k < p->q->rank - 2; k++) entries *= p->q->shape[k];
+  return entries;
+}
+
 /* Whether an entry's rows are gathered first. Sizes and steps must be set. */
 static bool gathers(const problem *p) {
   int64_t width = p->h.d * p->heads;
   bool apart = p->h.q_step != width || p->h.k_step != width || p->h.v_step != p->h.dv * p->heads;
+  if (p->q->dtype != CR_F32 && entries_of(p) >= 4 * cr_threads())
+    return gathered_floats(p) <= GATHER_FLOATS_16;
   return apart && p->h.t <= GATHER_ROWS && p->h.s <= GATHER_ROWS &&
          gathered_floats(p) <= GATHER_FLOATS;
 }
 
 static int attention(problem *p, int32_t dtype) {
-  attend_fn *attend = choose(dtype);
-  int64_t entries = 1;
-  for (int32_t k = 0; k < p->q->rank - 2; k++) entries *= p->q->shape[k];
+  attend_fn *attend = choose(p->h.s <= FEW_KEYS ? CR_F32 : dtype);
+  int64_t entries = entries_of(p);
   int32_t threads = cr_threads();
   /* A unit of work is an entry, a head of it, or a range of a head's queries. */
   int32_t parts = p->gather || entries >= 16 * threads ? 1 : p->heads;

@@ -46,7 +46,7 @@ def matrices(points, size):
 
 def mask_rows():
     """The fixed mask's rows, from models/latentsync/mask_rows.lua."""
-    path = os.path.join(os.path.dirname(__file__), '..', '..', 'mask_rows.lua')
+    path = os.path.join(os.path.dirname(__file__), '..', '..', 'latentsync', 'mask_rows.lua')
     with open(path) as f:
         text = f.read().split('return', 1)[1]
     return [[int(n) for n in re.findall(r'\d+', entry)] for entry in re.findall(r'\{([\d,\s]+)\}', text)]

@@ -1,10 +1,17 @@
-"""Trains a quantized generator: `python -m train.qat --checkpoint . --quantized DIR8 --out DIR --data DATA --run RUN`.
+"""Trains the generator for codes: `python -m train.qat --checkpoint . --quantized DIR4 --out DIR --data DATA --minutes 4`.
 
-DIR8 is what `crescent quantize` wrote of the checkpoint. The student computes with that folder's codes as the program
-does, with the same scales, which stay; the teacher is the checkpoint itself. The student learns to predict what the
-teacher predicts, from the windows that the generator was trained on (train/unet.py); through rounding the gradient goes
-straight (Bengio et al. 2013, arXiv 1308.3432). OUT gets the file with the new codes, its biases and norms trained too;
-all else of the folder is DIR8's. `--try N`: N steps on drawn windows, without data, to see that it runs.
+DIR4 is what `crescent quantize` wrote of the checkpoint. The teacher is the checkpoint as it is; the student computes as
+the program does with codes and learns to predict what the teacher predicts. Through rounding the gradient goes straight
+(Bengio et al. 2013, arXiv 1308.3432). There are two ways:
+
+- The codes of DIR4 are trained, from what they are; scales, smoothing and branches of low rank stay. OUT gets the folder
+  with the new codes and with new biases and norms.
+- `--in-place`: the float16 weights are trained so that rounding them to the nearest does little harm, and so that they
+  predict the same as before where nobody rounds them. Of DIR4 only the layers' formats matter. OUT gets
+  latentsync_unet.safetensors, which can take the place of the checkpoint's.
+
+Training ends, written, after --minutes; it also writes every minute. `--try N`: N steps on drawn windows, without data,
+to see that it runs.
 """
 
 import argparse
@@ -13,153 +20,109 @@ import os
 import shutil
 
 import torch
-from safetensors import safe_open
 from torch.nn.utils import parametrize
 
-from . import diffusion, networks
+from . import common, config, diffusion, networks
+from .codes import Codes, read
 
-GROUP = 64  # inputs that share one int4 scale
 FILE = 'latentsync_unet.safetensors'
+DEAF = 0.25  # windows without sound: guidance takes their predictions too
 
 
-def straight(x, rounded):
-    """rounded, with the gradient of x."""
-    return x + (rounded - x).detach()
-
-
-def as_fp8(x):
-    return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
-
-
-class Codes(torch.nn.Module):
-    """A layer's dequantized weight. part: the layer's tensors in the file."""
-
-    def __init__(self, part, shape):
-        super().__init__()
-        taps = [1] * (len(shape) - 2)
-        codes, scale = part['weight'], part['scale']
-        self.format = 'int8' if codes.dtype == torch.int8 else 'int4' if scale.dim() == codes.dim() and scale.dim() > 1 else 'fp8'
-        self.inputs, self.most = shape[1], {'int8': 127, 'int4': 7, 'fp8': 448}[self.format]
-        if self.format == 'int4':  # [N G], [N kh kw G] -> [N K], [N K kh kw]
-            wide = scale.repeat_interleave(GROUP, -1)[..., :self.inputs]
-            scale = (wide if wide.dim() == 2 else wide.permute(0, 3, 1, 2)).reshape(shape[0], shape[1], *shape[2:])
-        else:
-            scale = scale.view(-1, 1, *taps)
-        divisor = part.get('input', part.get('smooth'))
-        self.static = 'input' in part
-        self.register_buffer('scale', scale.float().clamp(min=1e-30))
-        self.register_buffer('divisor', divisor.float() if divisor is not None else None)
-        low = part['up'].float() @ part['down'].float() if 'up' in part else None
-        self.register_buffer('low', low.view(shape[0], shape[1], *taps) if low is not None else None)
-
-    def whole(self, w):
-        """The quantized weight before rounding."""
-        if self.low is not None:
-            w = w - self.low
-        if self.divisor is not None:
-            w = w * self.divisor.view(1, -1, *[1] * (w.dim() - 2))
-        return (w / self.scale).clamp(-self.most, self.most)
-
-    def rounded(self, w):
-        v = self.whole(w)
-        return straight(v, as_fp8(v) if self.format == 'fp8' else v.round())
-
-    def forward(self, w):
-        q = self.rounded(w) * self.scale
-        if self.divisor is not None:
-            q = q / self.divisor.view(1, -1, *[1] * (w.dim() - 2))
-        return q if self.low is None else q + self.low
-
-    def seen(self, x):
-        """The layer's input after quantization, [... K]."""
-        if self.format == 'int4':
-            return x
-        v = x if self.divisor is None else x / self.divisor
-        scale = 1 if self.static else v.detach().abs().amax(-1, keepdim=True).clamp(min=1e-30) / self.most
-        v = (v / scale).clamp(-self.most, self.most)
-        v = straight(v, as_fp8(v) if self.format == 'fp8' else v.round()) * scale
-        return v if self.divisor is None else v * self.divisor
-
-    def stored(self, w):
-        """The integers in the file's format."""
-        v = self.rounded(w.detach())
-        if self.format == 'fp8':
-            return v.to(torch.float8_e4m3fn).view(torch.uint8)
-        if self.format == 'int8':
-            return v.round().to(torch.int8)
-        v = v.round().to(torch.int16) & 15
-        return (v[:, 0::2] | v[:, 1::2] << 4).to(torch.uint8)
-
-
-def read(path):
-    with safe_open(path, 'pt') as f:
-        return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
-
-
-def of_checkpoint(folder):
-    """The generator of a folder, in float32, and its configuration."""
-    with open(folder + '/unet.json') as f:
-        settings = json.load(f)
-    settings.pop('sampling', None)
-    net = networks.UNet3D(networks.Settings(settings))
-    state, _ = read(f'{folder}/{FILE}')
+def module_of(make, folder, settings, weights):
+    """A network of a checkpoint's folder, in float32."""
+    with open(f'{folder}/{settings}') as f:
+        net = make({k: v for k, v in json.load(f).items() if k != 'sampling'})
+    state, _ = read(f'{folder}/{weights}')
     shapes = {name: p.shape for name, p in net.state_dict().items()}
     state = {name: t.float().view(shapes.get(name, t.shape)) for name, t in state.items()}
     missing, surplus = net.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith('.pe')]
     if missing or surplus:
-        raise SystemExit(f'{folder}/{FILE}: {(missing + surplus)[0]} does not fit the network')
-    return net, settings
+        raise SystemExit(f'{folder}/{weights}: {(missing + surplus)[0]} does not fit the network')
+    return net
 
 
-def quantized(net, tensors):
-    """Lets a network's layers compute with a file's codes; returns them by their names."""
-    layers, parts = {}, {}
+def quantized(net, tensors, afresh):
+    """Lets a network's layers compute with a file's codes; returns [(name, module, codes)]."""
+    layers, parts = [], {}
     for key, t in tensors.items():
         name, _, field = key.rpartition('.')
         parts.setdefault(name, {})[field] = t
     for name, module in list(net.named_modules()):
         part = parts.get(name, {})
-        if 'scale' in part:
-            codes = Codes(part, tuple(module.weight.shape))
-            module.register_forward_pre_hook(lambda _, args, codes=codes: (codes.seen(args[0]), *args[1:]))
-            parametrize.register_parametrization(module, 'weight', codes)
-            layers[name] = (module, codes)
+        if 'scale' not in part:
+            continue
+        codes = Codes(part, module.weight, afresh)
+        if not afresh:
+            with torch.no_grad():
+                module.weight.copy_(codes.start(part['weight'], module.weight))
+        module.register_forward_pre_hook(lambda _, given, codes=codes: (codes.seen(given[0]), *given[1:]))
+        parametrize.register_parametrization(module, 'weight', codes)
+        layers.append((name, module, codes))
     if not layers:
         raise SystemExit('the quantized folder contains no quantized weights')
     return layers
 
 
-def drawn(settings, batch, frames, side, g, device):
-    """Windows of random numbers: what is shown to the generator, timesteps, tokens."""
-    channels, table = settings['out_channels'], diffusion.alphas(device)
+def drawn(settings, args, g):
+    """An endless source of windows of random numbers: what is shown to the generator, timesteps, tokens."""
+    channels, table, side = settings['out_channels'], diffusion.alphas(args.device), 8
     rest = settings['in_channels'] - channels
-    t = torch.randint(diffusion.STEPS, (batch,), device=device, generator=g)
+
     def randn(*shape):
-        return torch.randn(*shape, device=device, generator=g)
-    noisy = diffusion.add_noise(randn(batch, frames, side, side, channels), randn(batch, 1, side, side, channels), t, table)
-    return torch.cat([noisy, randn(batch, frames, side, side, rest)], dim=-1), t, randn(batch, frames, 50, settings['cross_attention_dim'])
+        return torch.randn(*shape, device=args.device, generator=g)
+
+    while True:
+        t = torch.randint(diffusion.STEPS, (1,), device=args.device, generator=g)
+        noisy = diffusion.add_noise(randn(1, 2, side, side, channels), randn(1, 1, side, side, channels), t, table)
+        yield torch.cat([noisy, randn(1, 2, side, side, rest)], dim=-1), t, randn(1, 2, 50, settings['cross_attention_dim'])
 
 
-def windows_of(args, settings, g):
-    """An endless source of windows: the training data's, or drawn ones."""
-    if args.attempt:
+class Faces:
+    """Windows of the training data, and how far the student's finished faces are from the teacher's."""
+
+    def __init__(self, args, run, g):
+        from . import unet
+        from .dataset import Dataset
+        from .latents import Latents
+        self.args, self.g, self.draw = args, g, unet
+        self.data = Dataset(args.data, args.device)
+        vae = module_of(networks.AutoencoderKL, args.checkpoint + '/vae', 'config.json', 'diffusion_pytorch_model.safetensors')
+        vae = vae.to(args.device).eval().requires_grad_(False)
+        self.latents, self.table = Latents(vae, self.data, args, run, views=1), diffusion.alphas(args.device)
+        self.weights = unet.region_weights(self.latents.small_mask.cpu(), args.device)
+
+    def windows(self):
         while True:
-            yield drawn(settings, 1, 2, 8, g, args.device)
-    from . import checkpoint, common, unet
-    from .dataset import Dataset
-    from .latents import Latents
-    run = common.Run('qat', args)
-    data = Dataset(args.data, args.device)
-    autoencoder = checkpoint.load(args.run, 'vae')
-    vae = networks.AutoencoderKL(autoencoder['config']).to(args.device).eval().requires_grad_(False)
-    vae.load_state_dict(autoencoder['ema'])
-    latents, table = Latents(vae, data, args, run, views=1), diffusion.alphas(args.device)
-    while not run.over():
-        _, _, _, target, cond, tokens = unet.draw(data, latents, args.batch, g)
-        t = unet.random_times(args.batch, args.device, g)
-        kept = torch.rand(args.batch, 1, 1, 1, device=args.device, generator=g) >= unet.DROPPED
-        yield torch.cat([diffusion.add_noise(target, unet.noise_like(target, g), t, table), cond], dim=-1), t, tokens * kept
+            _, _, _, target, cond, tokens = self.draw.draw(self.data, self.latents, self.args.batch, self.g)
+            t = self.draw.random_times(len(target), self.args.device, self.g)
+            noisy = diffusion.add_noise(target, self.draw.noise_like(target, self.g), t, self.table)
+            kept = torch.rand(len(target), 1, 1, 1, device=self.args.device, generator=self.g) >= DEAF
+            yield torch.cat([noisy, cond], dim=-1), t, tokens * kept
+
+    def importance(self, t):
+        """How much a latent's error counts: as in train/unet.py."""
+        snr = self.table[t] / (1 - self.table[t])
+        return (snr.clamp(max=self.draw.GAMMA) / snr).view(-1, 1, 1, 1, 1) * self.weights
+
+    @torch.no_grad()
+    def psnr(self, student, teacher):
+        """Of test windows, sampled by both from the same noise: decibels over the pixels that are made anew."""
+        data, latents, device = self.data, self.latents, self.args.device
+        clips = data.split['test'][:self.args.judged]
+        g = torch.Generator(device).manual_seed(7)
+        starts = torch.zeros_like(clips)
+        whole, masked = latents.draw(data.window(clips, starts), starts)
+        noise = torch.randn(whole[:, :1].shape, device=device, generator=g).expand_as(whole)
+        made = []
+        for predict in (teacher, student):
+            x = diffusion.sample(predict, noise, latents.condition(masked, whole), data.tokens(clips.roll(1), starts).float(),
+                                 self.table, config.SAMPLING['steps'], config.SAMPLING['guidance'])
+            made.append(latents.decode(x).clamp(-1, 1))
+        region = (1 - latents.mask).expand_as(made[0])
+        off = ((made[0] - made[1]) ** 2 * region).sum() / region.sum()
+        return 10 * torch.log10(4 / off).item()
 
 
 def relative(student, teacher, windows):
@@ -169,64 +132,115 @@ def relative(student, teacher, windows):
         return (off / sum((teacher(*w) ** 2).sum() for w in windows)).sqrt().item()
 
 
-def write(out, source, student, layers, tensors, metadata):
-    """The folder with the student's codes and values, in the dtypes that it has."""
+class Student:
+    """The network that is trained. `rounding` False: nothing is rounded."""
+
+    def __init__(self, net, tensors, afresh):
+        self.layers, self.net, self.tensors, self.afresh = quantized(net, tensors, afresh), net, tensors, afresh
+
+    def __call__(self, *window, rounding=True):
+        for *_, codes in self.layers:
+            codes.rounding = rounding
+        return self.net(*window)
+
+    def written(self, teacher):
+        """The file's tensors, in the dtypes that it has."""
+        weights = {name: module.parametrizations.weight.original for name, module, _ in self.layers}
+        made = dict(teacher if self.afresh else self.tensors)
+        for name, p in self.net.named_parameters():
+            if name in made and '.parametrizations.' not in name:
+                made[name] = p.detach().cpu().view(made[name].shape).to(made[name].dtype)
+        for name, _, codes in self.layers:
+            key = name + '.weight'
+            stored = weights[name].detach().half() if self.afresh else codes.stored(weights[name])
+            made[key] = stored.cpu().view(made[key].shape)
+        return made
+
+
+def write(args, student, metadata, run):
     from safetensors.torch import save_file
-    os.makedirs(out, exist_ok=True)
-    shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILE))
-    made = dict(tensors)
-    for name, p in student.named_parameters():
-        if name in made and '.parametrizations.' not in name:
-            made[name] = p.detach().cpu().view(made[name].shape).to(made[name].dtype)
-    for name, (module, codes) in layers.items():
-        key = name + '.weight'
-        made[key] = codes.stored(module.parametrizations.weight.original).cpu().view(made[key].shape)
-    path = f'{out}/{FILE}'
-    save_file({k: v.contiguous() for k, v in made.items()}, path + '.part', metadata)
+    os.makedirs(args.out, exist_ok=True)
+    if not args.in_place:
+        shutil.copytree(args.quantized, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILE))
+    made = student.written(read(f'{args.checkpoint}/{FILE}')[0])
+    for name, t in made.items():
+        if t.is_floating_point() and not torch.isfinite(t).all():
+            raise SystemExit(f'{name} holds a number that is not finite; what was written before stands')
+    path = f'{args.out}/{FILE}'
+    save_file({k: v.contiguous() for k, v in made.items()}, path + '.part', None if args.in_place else metadata)
     os.replace(path + '.part', path)
+    run.log(f'wrote {path}')
 
 
-def main(argv=None):
+def options():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--checkpoint', default='.', help='folder of the teacher')
     parser.add_argument('--quantized', required=True, help='folder that crescent quantize wrote for it')
     parser.add_argument('--out', required=True)
+    parser.add_argument('--in-place', action='store_true', help='train the float16 weights to be rounded')
     parser.add_argument('--data', help='folder that data.py wrote')
-    parser.add_argument('--run', help='folder with vae.pt')
     parser.add_argument('--try', dest='attempt', type=int, default=0, metavar='N', help='N steps on random windows')
     parser.add_argument('--minutes', type=float, default=5.0)
     parser.add_argument('--steps', type=int, default=10 ** 9)
     parser.add_argument('--batch', type=int, default=16)
-    parser.add_argument('--lr', type=float, default=2e-5)
+    parser.add_argument('--judged', type=int, default=4, help='test windows that are sampled to tell the quality')
+    parser.add_argument('--lr', type=float, default=1e-4)
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    return parser
+
+
+def main(argv=None):
+    parser = options()
     args = parser.parse_args(argv)
-    if not args.attempt and not (args.data and args.run):
-        parser.error('--data and --run, or --try N')
-    torch.manual_seed(args.seed)
+    if not args.attempt and not args.data:
+        parser.error('--data, or --try N')
+    # TF32 keeps as many bits of a number as float16; bfloat16 would hide what rounding to 8 bits does.
+    args.run, args.decay, args.no_compile = args.out, True, True
+    run = common.Run('qat', args)
     g = torch.Generator(args.device).manual_seed(args.seed)
-    teacher, settings = of_checkpoint(args.checkpoint)
-    student, _ = of_checkpoint(args.checkpoint)
+    teacher = module_of(networks.UNet3D, args.checkpoint, 'unet.json', FILE).to(args.device).eval().requires_grad_(False)
     tensors, metadata = read(f'{args.quantized}/{FILE}')
-    layers = quantized(student, tensors)
-    teacher, student = teacher.to(args.device).eval().requires_grad_(False), student.to(args.device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0)
-    source = windows_of(args, settings, g)
+    student = Student(module_of(networks.UNet3D, args.checkpoint, 'unet.json', FILE), tensors, args.in_place)
+    net = student.net.to(args.device)
+    faces = None if args.attempt else Faces(args, run, g)
+    source = faces.windows() if faces else drawn(teacher.config, args, g)
     held = [next(source) for _ in range(2)]
-    before, step = relative(student, teacher, held), 0
-    for shown, t, tokens in source:
-        if step >= (args.attempt or args.steps):
-            break
-        loss = ((student(shown, t, tokens) - teacher(shown, t, tokens)) ** 2).mean()
-        optimizer.zero_grad()
+
+    def told():
+        text = f'relative L2 error {relative(student, teacher, held):.4f}'
+        if faces:
+            text += f', {faces.psnr(student, teacher):.2f} dB'
+        if args.in_place:
+            def plain(*window):
+                return student(*window, rounding=False)
+            text += f'; not rounded {relative(plain, teacher, held):.4f}' + (f', {faces.psnr(plain, teacher):.2f} dB' if faces else '')
+        return text
+
+    run.log(f'{len(student.layers)} quantized layers; {told()}')
+    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0, fused=args.device.startswith('cuda'))
+    step = 0
+    while step < (args.attempt or args.steps) and not run.over(reserve=10 if args.minutes > 1 else 0):
+        window = next(source)
+        with torch.no_grad():
+            wanted = teacher(*window)
+        counts = faces.importance(window[1]) if faces else 1
+        loss = (counts * (student(*window) - wanted) ** 2).mean()
+        if args.in_place:
+            loss = loss + (counts * (student(*window, rounding=False) - wanted) ** 2).mean()
+        common.set_rate(optimizer, args.lr * run.rate_factor(step, warmup=50))
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if step % 50 == 0:
-            print(f'step {step}: {loss.item():.3g}', flush=True)
-    print(f'{len(layers)} quantized layers, {step} steps: relative L2 error {before:.4f} before, {relative(student, teacher, held):.4f} after')
-    write(args.out, args.quantized, student, layers, tensors, metadata)
+        if run.due(step):
+            run.log(f'step {step}: loss {loss.item():.3g}, {run.rate:.2f} steps/s')
+        if run.save_due():
+            write(args, student, metadata, run)
+            run.log(told())
+    run.log(f'{step} steps; {told()}')
+    write(args, student, metadata, run)
 
 
 if __name__ == '__main__':
