@@ -396,22 +396,22 @@ t.test('lists of cards', function()
     t.equal(table.concat(cuda.choose_all 'cuda', ' '), 'cuda')
     t.equal(table.concat(cuda.choose_all 'cpu', ' '), 'cpu')
     for text, sentence in pairs {
-      ['cuda,cuda:0'] = 'cuda:0 stands there twice', ['cuda:0,cuda:3'] = 'there is no card cuda:3; this machine has 3',
-      ['cuda:7'] = 'there is no card cuda:7', ['cuda:0,cpu'] = 'the CPU cannot work beside cards', ['cpu,cpu'] = 'the CPU cannot',
-      ['cuda:0,auto'] = "'auto' is no card", ['cuda:0,'] = "'' is no card", ['cuda:all,cuda:1'] = 'cuda:all is every card',
+      ['cuda,cuda:0'] = 'cuda:0 is listed twice', ['cuda:0,cuda:3'] = 'there is no card cuda:3; this machine has 3',
+      ['cuda:7'] = 'there is no card cuda:7', ['cuda:0,cpu'] = 'the CPU cannot be combined with cards', ['cpu,cpu'] = 'the CPU cannot',
+      ['cuda:0,auto'] = "'auto' is not a card", ['cuda:0,'] = "'' is not a card", ['cuda:all,cuda:1'] = 'cuda:all already means every card',
       ['gpu'] = 'is not auto, cpu',
     } do
       fails('%-%-device.*' .. sentence, cuda.choose_all, text, '--device')
     end
-    fails('one device is taken here', cuda.choose, 'cuda:0,cuda:1')
-    fails('one device is taken here', cuda.choose, 'cuda:all')
+    fails('only one device is possible here', cuda.choose, 'cuda:0,cuda:1')
+    fails('only one device is possible here', cuda.choose, 'cuda:all')
   end)
   cuda.available, cuda.count = available, count
   if not ok then error(err, 0) end
   local given = { video = path 'face.mkv', audio = path 'voice.wav', checkpoint = path 'checkpoint', device = 'cuda:0,cuda:1' }
-  fails('one device is taken here', require 'models.latentsync'.session, given)
+  fails('only one device is possible here', require 'models.latentsync'.session, given)
   local r = child.run { 'faces', path 'face.mkv', '--device', 'cuda:0,cuda:1' }
-  t.ok(r.code ~= 0 and r.err:find 'one device is taken here', r.err)
+  t.ok(r.code ~= 0 and r.err:find 'only one device is possible here', r.err)
 end)
 
 child.clean()
