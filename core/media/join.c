@@ -197,8 +197,8 @@ CR_EXPORT int64_t cr_media_join(const char *path, int32_t count, const char *con
   join j = {.path = path, .timed = timed != 0, .file = {.fd = -1, .through = -1}};
   int rc = run(&j, count, parts, sound);
   if (rc >= 0)
-    *last = j.timed ? (double)j.now * av_q2d(j.from->time_base)
-                    : (double)(j.frames - 1) * av_q2d(FRAME);
+    *last = j.timed && j.from ? (double)j.now * av_q2d(j.from->time_base)
+                              : (double)(j.frames - 1) * av_q2d(FRAME);
   if (j.out && j.out->pb) avio_closep(&j.out->pb);
   cr__output_abandon(&j.file);
   avformat_free_context(j.out);
