@@ -200,10 +200,10 @@ t.test('shards are one file', function()
   t.raises(function() index { c = 'm-1.safetensors' } end, 'index.json: c should be in m%-1.safetensors, but is not')
   t.raises(function() index { c = 'm-3.safetensors' } end, 'm%-3.safetensors: No such file')
   for _, name in ipairs { '../m-1.safetensors', '/etc/passwd', '..', '', 5 } do
-    t.raises(function() index { c = name } end, 'weight_map does not name a file beside it for c')
+    t.raises(function() index { c = name } end, 'weight_map does not name a file in its folder for c')
   end
   scratch.write(dir:match '[^/]*$' .. '/x.index.json', '{}')
-  t.raises(function() weights.open(dir .. '/x.index.json') end, 'it is no index of shards')
+  t.raises(function() weights.open(dir .. '/x.index.json') end, 'this is not an index of shards')
 end)
 
 t.test("prefixes of a network's names", function()
@@ -231,7 +231,7 @@ t.test('unknown tensors are ignored and counted, under any prefix', function()
     print(net.w.stranger, #net.config.block_out_channels)]])
   local text, status = scratch.command(('%s %s %s'):format(scratch.program, script, dir))
   t.equal(status, 0, text)
-  t.equal(text, 'crescent: ' .. dir .. '/latentsync_unet.safetensors: 2 tensors that this network does not have: passed over ' ..
+  t.equal(text, 'crescent: ' .. dir .. '/latentsync_unet.safetensors: 2 tensors that this network does not have: ignored ' ..
     '(optimizer, ...)\nnil\t3\n')
 end)
 

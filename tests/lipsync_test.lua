@@ -368,7 +368,7 @@ t.test('an output that is an input, or another output', function()
     local inputs = { ['--video'] = video, ['--audio'] = voice, ['--points'] = points, ['--checkpoint'] = checkpoint .. '/unet.json' }
     for name, file in pairs(inputs) do
       local before = read(file)
-      refused(option .. ' is ' .. name, { option, file, '--codec', 'libx264' }, ('is the file of %s'):format(name:gsub('%-', '%%-')))
+      refused(option .. ' is ' .. name, { option, file, '--codec', 'libx264' }, ('is also the input of %s'):format(name:gsub('%-', '%%-')))
       t.ok(read(file) == before, file .. ' is as it was')
     end
   end

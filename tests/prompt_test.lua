@@ -259,7 +259,7 @@ t.test('help', function()
   expect 'there is no command :nosuch: did you mean :search?'
   clear()
   line 'help :mem'
-  expect ':mem\n  what tensors hold'
+  expect ':mem\n  shows the memory of tensors'
   line 'help trace'
   expect ':trace CODE'
   line '? conv'

@@ -63,7 +63,7 @@ t.test('objects are uploaded and downloaded, whatever their names and sizes', fu
     end
     t.equal(s3.head 's3://films/absent', nil)
     t.raises(function() s3.get('s3://films/absent', scratch.path 'absent') end, 's3://films/absent: there is no such object')
-    t.raises(function() s3.put(scratch.path 'in', 's3://films') end, 'an object is s3://BUCKET/KEY')
+    t.raises(function() s3.put(scratch.path 'in', 's3://films') end, 'an object is written s3://BUCKET/KEY')
     t.raises(function() s3.put(scratch.path 'in', 's3://nobucket/x') end, 's3://nobucket/x: NoSuchBucket')
     t.equal(lfs.attributes(scratch.path 'absent.part'), nil)
     t.equal(#cloud:seen().bad, 0, table.concat(cloud:seen().bad, ', '))

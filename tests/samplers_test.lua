@@ -56,7 +56,7 @@ t.test('Restart goes up from the given level, and down again', function()
   t.equal(up, 1)
   t.near(s.levels[first], 2, 0.2, 'up to')
   t.near(s.levels[first - 1], 0.1, 0.08, 'from')
-  t.equal(#schedulers.load('restart:restarts=3', { steps = 20 }).timesteps, 39 + 3 * 10, 'two calls a step')
+  t.equal(#schedulers.load('restart:restarts=3', { steps = 20 }).timesteps, 39 + 3 * 10, 'two calls per step')
   local start = t.formula('input:sched', { 1, 4, 4 }):to 'f64'
   t.near(walk(schedulers.load('restart:restarts=0', { steps = 9 }), start), walk(schedulers.load('heun', { steps = 9 }), start), 0,
     "without restarts it is Heun's method")
