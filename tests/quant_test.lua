@@ -455,8 +455,10 @@ t.test('wrong arguments are reported', function()
   t.raises(function() nn.linear({ weight = cr.zeros({ 1, 131073 }, { dtype = 'i8' }), scale = cr.ones(1) }, cr.ones(1, 131073)) end,
     'a sum must have at most 131072 products to be exact')
   t.raises(function() quant.quantize_layer { weight = cr.ones(2, 3, 3, 4) } end, 'a convolution needs an input')
-  t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { input = cr.ones(4), smooth = cr.ones(4) }) end, 'give only one of the two')
-  t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { format = 'int4', smooth = cr.ones(4) }) end, 'int4 does not quantize the input')
+  t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { input = cr.ones(4), smooth = cr.ones(4) }) end,
+    'give only one of the two')
+  t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { format = 'int4', smooth = cr.ones(4) }) end,
+    'int4 does not quantize the input')
   t.raises(function() quant.quantize_layer({ weight = cr.ones(2, 4) }, { format = 'int5' }) end, "there is no format 'int5'")
   local ok, why = quant.available('cpu', 'fp8')
   t.ok(not ok and why:find 'not a CPU' ~= nil, why)

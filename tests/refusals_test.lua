@@ -257,7 +257,7 @@ t.test('names from other libraries work, or are refused with advice', function()
       { function() return x[{ 1, 2, 3 }] end, 'a tensor %[2 3%] has no element of 3 indices' },
       { function() return x[true] end, 'a tensor has no element %[true%]: a number, {first, last, step}' },
       { function() x[1] = 'a' end, "x%[...%] = y: y is a number or a tensor, not 'a'" },
-      { function() x.y = 2 end, "'y' cannot be set in a tensor" },
+      { function() x.y = 2 end, "the field 'y' of a tensor cannot be set" },
       { function() return x:svd() end, 'a tensor has no svd: decompositions are not supported' },
       { function() return cr.inverse(x) end, 'cr has no inverse: decompositions are not supported' },
       { function() return nn.dropout(x) end, 'nn has no dropout: there is no training here' },

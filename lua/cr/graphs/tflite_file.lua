@@ -151,7 +151,7 @@ local function read_tensor(r, t, index, buffers)
   local n = 1
   for _, s in ipairs(v.shape) do
     n = n * s
-    if s < 1 or n > MAX_ELEMENTS then r:fail('%s has the shape %s', what, show(v.shape)) end
+    if s < 1 or n > MAX_ELEMENTS then r:fail('%s has the impossible shape %s', what, show(v.shape)) end
   end
   local kind = r:number(t, 1, 'i8', 1, 0)
   v.dtype = TYPES[kind]

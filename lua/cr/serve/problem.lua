@@ -42,6 +42,7 @@ end
 --- Raises a problem.
 function M.raise(status, detail, fields) error(M.new(status, detail, fields), 0) end
 
+--- Returns whether a value is a Problem.
 --- @return boolean
 function M.is(value) return getmetatable(value) == Problem end
 

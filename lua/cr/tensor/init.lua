@@ -295,7 +295,7 @@ ffi.metatype(scope.type, {
     fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), hint))
   end,
   __newindex = function(t, key, value)
-    if type(key) == 'string' then fail(('%s cannot be set in a tensor'):format(arguments.shown(key))) end
+    if type(key) == 'string' then fail(('the field %s of a tensor cannot be set'):format(arguments.shown(key))) end
     operands.want_alive('x[...] = y', t)
     indexing.set(t, key, value)
   end,

@@ -108,7 +108,7 @@ local function without_repeats(x, list)
     for j = #list, i + 1, -1 do
       if list[i] == list[j] then
         local n = x:size(i)
-        if x:size(j) ~= n then fail(("einsum: dimensions '%s' of %s differ"):format(list[i], shape_text(x))) end
+        if x:size(j) ~= n then fail(("einsum: the two dimensions '%s' of %s differ in size"):format(list[i], shape_text(x))) end
         local y = x:movedim(i, -1):movedim(j > i and j - 1 or j, -1):diag()
         local left = {}
         for k = 1, #list do
