@@ -47,7 +47,7 @@ local files = require 'models.laboratory.compare.folder'
 local function check_readable(option, path)
   if path then cli.check_readable(option, path) end
   local text = path and files.identity(path)
-  if path and not text then fail('%s: %s is not there', option, path) end
+  if path and not text then fail('%s: %s does not exist', option, path) end
   return text
 end
 

@@ -83,10 +83,10 @@ t.test('an incomplete, damaged or missing pack gives one sentence, and nothing i
   end
   local none = { ['det_10g.onnx'] = false, ['2d106det.onnx'] = false }
   local half = { ['2d106det.onnx'] = false }
-  local put = " is not there: put InsightFace's pack buffalo_l there, or choose %-%-detector mediapipe\n"
+  local put = " does not exist: put InsightFace's pack buffalo_l there, or choose %-%-detector mediapipe\n"
   says(half, {}, 'buffalo_l/2d106det%.onnx' .. put)
   local r = child.run { 'doctor', '--checkpoint', checkpoint }
-  t.ok(r.code == 1 and r.out:find '\nMISSING +faces +[^\n]*2d106det%.onnx is not there', r.out)
+  t.ok(r.code == 1 and r.out:find '\nMISSING +faces +[^\n]*2d106det%.onnx does not exist', r.out)
   says(none, { '--detector', 'insightface' }, 'buffalo_l/det_10g%.onnx' .. put)
   says({ ['det_10g.onnx'] = 'nonsense' }, {}, 'buffalo_l/det_10g%.onnx: ')
   r = child.run { 'doctor', '--checkpoint', checkpoint }

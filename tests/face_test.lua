@@ -192,12 +192,12 @@ end)
 t.test('wrong arguments and missing files', function()
   t.raises(function() scripted {}:find(cr.zeros(4, 4, 3)) end, 'frame must be u8 %[H W 3%], not f32 %[4 4 3%]')
   t.raises(function() face.load { dir = '/nowhere', range = 'full' } end,
-    '^face_detection_full_range%.tflite is not there: run `make models`$')
+    '^face_detection_full_range%.tflite does not exist: run `make models`$')
   t.raises(function() face.load { dir = '/nowhere', range = 'far' } end, "range must be 'full' or 'short', not far")
   local dir = require 'tests.support.scratch'.folder
   local scratch = require 'tests.support.scratch'
   scratch.write('face_detection_short_range.tflite', 'nonsense')
-  t.raises(function() face.load { dir = dir, range = 'short' } end, '^face_landmark%.tflite is not there')
+  t.raises(function() face.load { dir = dir, range = 'short' } end, '^face_landmark%.tflite does not exist')
   scratch.write('face_landmark.tflite', 'nonsense')
   t.raises(function() face.load { dir = dir, range = 'short' } end,
     'face_detection_short_range%.tflite: not a TFLite file')

@@ -180,7 +180,7 @@ t.test('an output that is one of the inputs is refused', function()
   end
   t.ok(not files.same(path, scratch.path 'copy.mp4'), 'a copy')
   t.ok(not files.same('/dev/null', '/dev/null'), 'a device loses nothing')
-  t.ok(not files.same(path, scratch.path 'nothing'), 'a file that is not there')
+  t.ok(not files.same(path, scratch.path 'nothing'), 'a missing file')
   files.check_output(scratch.path 'new.mp4', { video = path, checkpoint = { path, scratch.path 'copy.mp4' } })
   t.raises(function()
     files.check_output(scratch.path 'copy.mp4', { checkpoint = { path, scratch.path 'copy.mp4' } })

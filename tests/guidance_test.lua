@@ -62,8 +62,8 @@ t.test("DeepCache: the reference's rule, applied to complete runs of the plain n
     local interval, branch, steps = unpack(case)
     local what = ('interval %d, branch %d, %d steps'):format(interval, branch, steps)
     local scheduler = schedulers.load('ddim', { steps = steps })
-    -- A skipped step is a complete run in which the input of one layer is that of the last full step: everything that
-    -- does not depend on it is recomputed, the rest is replaced.
+    -- The expected result of a skipped step: a complete run of the network, with the input of one layer replaced by
+    -- its input in the last full step.
     local deep
     local want = sample(scheduler, x, { call = function(_, latents, i)
       return mixed((with_layers_of_the_way_up(function(nth, input)

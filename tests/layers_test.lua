@@ -100,7 +100,7 @@ refused('training is required', 'models/latentsync/init.lua:1',
   { ['models/latentsync/init.lua'] = "require 'models.mini.train.encode'\n" }, 'nobody may use models/mini/train/')
 refused('tests/support is used outside of tests', 'scripts/run.lua:1', { ['scripts/run.lua'] = "require 'tests.support.tap'\n" },
   'scripts/ may use models, lua')
-refused('a module that is not there', 'scripts/run.lua:1', { ['scripts/run.lua'] = "require 'models.gone'\n" },
+refused('a missing module', 'scripts/run.lua:1', { ['scripts/run.lua'] = "require 'models.gone'\n" },
   "no module 'models.gone'")
 refused('require under another name', 'scripts/run.lua:1', { ['scripts/run.lua'] = "local r = require\nr 'cr.tools.cli'\n" },
   'own name only')
@@ -162,7 +162,7 @@ refused('a name that begins elsewhere', 'core/ops/move.c:1', { ['core/ops/move.c
   'write #include "base/tensor.h"')
 refused('a bare name', 'core/base/tensor.c:1', { ['core/base/tensor.c'] = '#include "tensor.h"\n' },
   'write #include "base/tensor.h"')
-refused('a header that is not there', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include "base/gone.h"\n' },
+refused('a missing header', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include "base/gone.h"\n' },
   'no file "base/gone.h"')
 refused('a header that a macro names', 'core/ops/move.c:1', { ['core/ops/move.c'] = '#include HEADER\n' }, 'cannot be checked')
 refused('a circle in C', 'core/base/tensor.c:2', {

@@ -157,7 +157,7 @@ t.test('the demo runs: video, contact sheet, confidence before and after', funct
   t.equal(result.code, 0, result.err)
   t.ok(result.out:find 'before: .-%d' and result.out:find 'after: .-%d', result.out)
   for _, name in ipairs { 'lipsync.mp4', 'contact.png', 'report.json' } do
-    t.ok((lfs.attributes(out .. '/' .. name, 'size') or 0) > 0, name .. ' is not there')
+    t.ok((lfs.attributes(out .. '/' .. name, 'size') or 0) > 0, name .. ' is missing')
   end
 end)
 

@@ -43,7 +43,7 @@ end
 
 local function need(dir, name)
   local file = io.open(dir .. '/' .. name, 'rb')
-  if not file then error(('%s is not there: run `make models`'):format(name), 0) end
+  if not file then error(('%s does not exist: run `make models`'):format(name), 0) end
   file:close()
 end
 

@@ -27,7 +27,7 @@ function M.choose(name, dir, dash)
   local missing, any = insight.missing(dir)
   if not missing then return 'insightface' end
   if name == 'auto' and not any then return 'mediapipe' end
-  errors.fail(("%s is not there: put InsightFace's pack buffalo_l there, or choose %sdetector mediapipe"):format(missing,
+  errors.fail(("%s does not exist: put InsightFace's pack buffalo_l there, or choose %sdetector mediapipe"):format(missing,
     dash or ''))
 end
 

@@ -63,9 +63,9 @@ local function overlap()
   local without, with = spent(hear, 0), spent(hear, OVERLAP)
   local run = (whole(2 * o.windows) - whole(o.windows)) / (o.windows * 16 / 25)
   local cost = (with - without) / o.seconds
-  print(('overlap: %g s of sound are heard in %.2f s of the processor without, in %.2f s with %d s of overlap'):format(o.seconds, without,
+  print(('overlap: encoding %g s of sound takes %.2f CPU seconds without overlap, %.2f with %d s'):format(o.seconds, without,
     with, OVERLAP))
-  print(('overlap: %.4f s more for a second, of which a whole run takes %.1f s: %.2f %%'):format(cost, run, 100 * cost / run))
+  print(('overlap: %.4f more CPU seconds per second of video; a whole run takes %.1f: %.2f %%'):format(cost, run, 100 * cost / run))
 end
 
 local function silence()
@@ -80,7 +80,7 @@ local function silence()
     for _, window in ipairs(run.windows) do windows[value] = windows[value] + (window.made and 1 or 0) end
     run:free()
   end
-  print(('silence: %g s of sound, two pauses of %g s: %d of %d windows are made (%.2f), denoising takes %.1f of %.1f s (%.2f)'):format(
+  print(('silence: %g s of sound, two pauses of %g s: %d of %d windows are generated (%.2f), denoising takes %.1f of %.1f s (%.2f)'):format(
     5 * o.pause, o.pause, windows.keep, windows.model, windows.keep / windows.model, seconds.keep, seconds.model,
     seconds.keep / seconds.model))
 end

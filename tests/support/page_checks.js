@@ -57,7 +57,7 @@
   for (const node of document.querySelectorAll('[aria-labelledby], [aria-describedby], [aria-controls], label[for]')) {
     for (const name of ['aria-labelledby', 'aria-describedby', 'aria-controls', 'for']) {
       for (const id of (node.getAttribute(name) || '').split(' ').filter(Boolean)) {
-        if (!ids.includes(id)) wrong.push(`${named(node)}: ${name} names ${id}, which is not there`);
+        if (!ids.includes(id)) wrong.push(`${named(node)}: ${name} names ${id}, which does not exist`);
       }
     }
   }

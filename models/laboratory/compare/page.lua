@@ -19,7 +19,7 @@ end
 
 page.QUALITY, page.COST = { 'psnr', 'ssim', 'sharpness', 'confidence', 'offset' }, { 'seconds', 'step_ms', 'peak_mib' }
 
--- The format of figures under a clip.
+-- The formats of the measurements shown under a clip.
 local SHORT = {
   { 'psnr', 'PSNR %s' }, { 'ssim', 'SSIM %s' }, { 'sharpness', 'sharpness %s' }, { 'confidence', 'confidence %s' },
   { 'offset', 'offset %s' }, { 'seconds', '%s s' }, { 'step_ms', '%s ms a step' }, { 'peak_mib', '%s MiB' },

