@@ -356,7 +356,7 @@ t.test('NaN ends the run with one sentence: the step, and the first bad tensor',
   refused('a weight of the decoder', { '--checkpoint', spoilt(vae, 'decoder.conv_out.bias', 0 / 0) },
     'decoded faces .*the weight decoder%.conv_out%.bias of the VAE')
   refused('a weight of the encoder', { '--checkpoint', spoilt(vae, 'encoder.conv_in.bias', 0 / 0) },
-    'told of the pictures .*the weight encoder%.conv_in%.bias of the VAE')
+    'image conditioning .*the weight encoder%.conv_in%.bias of the VAE')
   local blow = child.file('blow.lua', 'return function() return { timesteps = { 800, 400 }, ' ..
     'step = function(_, eps, t, x) return t == 400 and x / 0 or x end } end')
   refused('a scheduler that divides by 0', { '--scheduler', blow }, 'step 2 of 2 of .*blow%.lua is not finite')
@@ -373,8 +373,8 @@ t.test('an output that is an input, or another output', function()
     end
   end
   assert(os.execute(("ln -sf '%s' '%s'"):format(video, path 'link.mkv')) == 0)
-  refused('by a link', { '--out', path 'link.mkv' }, 'is the file of %-%-video')
-  refused('two outputs', { '--report', path 'same.json', '--dump-latents', path 'same.json' }, 'what %-%-dump%-latents writes, too')
+  refused('by a link', { '--out', path 'link.mkv' }, 'is also the input of %-%-video')
+  refused('two outputs', { '--report', path 'same.json', '--dump-latents', path 'same.json' }, 'is also the output of %-%-')
 end)
 
 t.test('bad options', function()
