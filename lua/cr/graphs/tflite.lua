@@ -124,6 +124,7 @@ end
 
 --- @class cr.tflite.net: cr.graphs.net
 --- @field path string
+--- @field several boolean whether the input may be a batch
 --- @field input {name: string, shape: integer[]}
 --- @field outputs {name: string, shape: integer[]}[]
 local net = setmetatable({}, { __index = runner.net })

@@ -29,6 +29,8 @@ local AT_ONCE = 4
 local COMPLETE = '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">%s</CompleteMultipartUpload>'
 
 --- @class Upload
+--- @field address string
+--- @field size integer bytes of a part
 --- @field parts table[] {sha256, etag} of each part that was sent
 local Upload = {}
 Upload.__index = Upload

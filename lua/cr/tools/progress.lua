@@ -14,6 +14,13 @@ local now = require 'cr.clock'
 local loop = require 'cr.loop'
 
 --- @class Progress
+--- @field total integer? frames
+--- @field quiet boolean?
+--- @field unit string
+--- @field terminal boolean whether stderr is a terminal
+--- @field started number the time of cr.clock
+--- @field stages table<string, table>
+--- @field order string[] names of the stages
 local progress = {}
 progress.__index = progress
 
