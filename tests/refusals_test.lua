@@ -55,7 +55,7 @@ local function values()
     { kernel = 1 }, { size = { 1 } },
     { width = 1, height = 1 }, { x = 1, y = 1, side = 1 }, { codes = x, scale = x }, { weight = x, scale = x },
     { weight = x }, { names = {} }, { {} }, ffi.new 'float[4]', 0, { { 1, 1 } }, { timesteps = {} }, { cond = x, timesteps = {} },
-    { 'a.wav' }, cr.generator(1), { rate = 8000 },
+    { latents = {} }, { 'a.wav' }, cr.generator(1), { rate = 8000 },
   }
 end
 
