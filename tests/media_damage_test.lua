@@ -19,7 +19,7 @@ local CODECS = {
   ['hevc.mp4'] = '-c:v libx265 -x265-params log-level=none:keyint=25', ['mpeg2.ts'] = '-c:v mpeg2video -g 15 -bf 2',
   ['mpeg4.avi'] = '-c:v mpeg4 -g 25 -bf 2', ['vp9.webm'] = '-c:v libvpx-vp9 -g 25 -deadline realtime -cpu-used 8',
   ['flv1.flv'] = '-c:v flv -g 25', ['jpeg.avi'] = '-c:v mjpeg', ['hash.mp4'] = '-c:v libx265 -x265-params log-level=none:hash=1',
-  ['ffv1.avi'] = '-c:v ffv1 -level 3 -slices 4 -slicecrc 1', ['vp8.mkv'] = '-c:v libvpx -g 25 -deadline realtime -cpu-used 8',
+  ['ffv1.avi'] = '-c:v ffv1 -level 3 -slices 4 -slicecrc 1', ['vp8.mkv'] = '-c:v libvpx -g 25 -deadline good -cpu-used 5',
   ['av1.mp4'] = '-c:v libaom-av1 -g 25 -usage realtime -cpu-used 8',
 }
 
