@@ -30,9 +30,9 @@ local function lines_of(views)
 end
 
 --- Writes the sheet.
----@param path string path of an image file
----@param result table from models/latentsync/census.lua, with portraits
----@param lines string[][] the text beside each person
+--- @param path string path of an image file
+--- @param result table from models/latentsync/census.lua, with portraits
+--- @param lines string[][] the text beside each person
 function M.write(path, result, lines)
   local places, below = lines_of(result.views)
   local top = #result.people * ROW

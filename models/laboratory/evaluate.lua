@@ -38,17 +38,17 @@ end
 
 -- ---- the judge -------------------------------------------------------------------------------
 
----@class crescent.judge
----@field net table the SyncNet
----@field detector string 's3fd' or 'mediapipe'
----@field comparable boolean whether figures are comparable with published ones
+--- @class crescent.judge
+--- @field net table the SyncNet
+--- @field detector string 's3fd' or 'mediapipe'
+--- @field comparable boolean whether figures are comparable with published ones
 local Judge = {}
 Judge.__index = Judge
 
 --- Loads the networks.
----@param options table? {syncnet = path (default: the project's own), s3fd = path (default: MediaPipe's detector and mesh),
+--- @param options table? {syncnet = path (default: the project's own), s3fd = path (default: MediaPipe's detector and mesh),
 ---  device = 'cpu', finder = instead of models.face's: find_all(frame), find_in(frame, box), free()}
----@return crescent.judge
+--- @return crescent.judge
 function evaluate.open(options)
   options = options or {}
   local device, path = options.device or 'cpu', options.syncnet
@@ -246,12 +246,12 @@ local function mean(list, key)
 end
 
 --- Evaluates a video. May be called in a task or outside.
----@param video string path
----@param options table? {audio = path of the sound (default: the video's own), voices = {[2] = path, ...}: the sound of a single
+--- @param video string path
+--- @param options table? {audio = path of the sound (default: the video's own), voices = {[2] = path, ...}: the sound of a single
 ---  track, by number, longer_than = 50 (minimum frames of a track),
 ---  measure = fun(stage, frames, fn, ...): times a stage, advance = fun(n): n frames were processed (each frame counts twice),
 ---  expect = fun(n): the total number of frames}
----@return table result {confidence, offset = frames by which the sound precedes the video (with several tracks their mean,
+--- @return table result {confidence, offset = frames by which the sound precedes the video (with several tracks their mean,
 ---  truncated to an integer), minimum = smallest distance, offsets = {15 ... -15}, distances = mean distance at each offset,
 ---  tracks = a list of {offset, confidence, minimum, distances, windows, first (frame, from 0), frames, audio,
 ---  face = {width, height, x, y (of its centre)}}, frames, frames_with_face, detector, comparable, video, audio}
@@ -315,8 +315,8 @@ end
 
 --- Loads the networks, evaluates a video and frees them: evaluate.run(video, { syncnet =, s3fd =, device =, audio =,
 --- ... }).
----@param video string
----@param options table? options of evaluate.open and of Judge:run
+--- @param video string
+--- @param options table? options of evaluate.open and of Judge:run
 function evaluate.run(video, options)
   local judge = evaluate.open(options)
   local ok, result = pcall(judge.run, judge, video, options)

@@ -21,8 +21,8 @@ local function step_of(range)
 end
 
 --- Plots a result of models/laboratory/evaluate.lua.
----@param result table
----@return string svg
+--- @param result table
+--- @return string svg
 function plot.svg(result)
   local low, high = math.huge, -math.huge
   for _, track in ipairs(result.tracks) do

@@ -53,8 +53,8 @@ local function hsv(frame)
 end
 
 --- Processes the next frame.
----@param frame Tensor u8 [H W 3]
----@return boolean whether a scene begins with it (false for the first frame)
+--- @param frame Tensor u8 [H W 3]
+--- @return boolean whether a scene begins with it (false for the first frame)
 function Scenes:push(frame)
   local now, n = hsv(frame)
   local before, cut = self.seen, false
@@ -75,14 +75,14 @@ local GAP = 25 -- maximum frames between two faces of a track
 local SAME = 0.5 -- minimum overlap (IoU) of a face with itself one frame later
 local NUMBERS = 10 -- numbers per face: its box (4), its three points (6)
 
----@class crescent.track
----@field first integer its first frame, from 0
----@field count integer frames
----@field found integer number of frames in which the face was found
----@field width number mean width of the face in pixels
----@field height number mean height
----@field has_points boolean
----@field data ffi.cdata* ten numbers a frame: x1, y1, x2, y2, and the points' x and y
+--- @class crescent.track
+--- @field first integer its first frame, from 0
+--- @field count integer frames
+--- @field found integer number of frames in which the face was found
+--- @field width number mean width of the face in pixels
+--- @field height number mean height
+--- @field has_points boolean
+--- @field data ffi.cdata* ten numbers a frame: x1, y1, x2, y2, and the points' x and y
 
 local function overlap(a, b)
   local w = math.max(0, math.min(a[3], b[3]) - math.max(a[1], b[1]))
@@ -139,9 +139,9 @@ end
 
 --- Extracts the tracks of a scene: takes the first remaining face, and in each later frame one that overlaps the
 --- last; repeats until no face is left.
----@param scene table[][] the faces of each frame: {frame = from 0, box, points = three {x, y} or nil}; is emptied
----@param options table {longer_than = 50 (frames), larger_than = 100 (pixels, the larger side)}
----@return crescent.track[]
+--- @param scene table[][] the faces of each frame: {frame = from 0, box, points = three {x, y} or nil}; is emptied
+--- @param options table {longer_than = 50 (frames), larger_than = 100 (pixels, the larger side)}
+--- @return crescent.track[]
 function tracks.of_scene(scene, options)
   local result = {}
   while true do
@@ -188,8 +188,8 @@ local function median_filter(values, n)
 end
 
 --- Smoothed boxes of a track: centres and half sides in pixels.
----@param track crescent.track
----@return table {x, y, side} of doubles, from 0
+--- @param track crescent.track
+--- @return table {x, y, side} of doubles, from 0
 function tracks.steady_boxes(track)
   local n = track.count
   local x, y, side = ffi.new('double[?]', n), ffi.new('double[?]', n), ffi.new('double[?]', n)
@@ -201,8 +201,8 @@ function tracks.steady_boxes(track)
 end
 
 --- Smoothed alignment points of a track.
----@param track crescent.track
----@return number[][][] three {x, y} per frame, from 1
+--- @param track crescent.track
+--- @return number[][][] three {x, y} per frame, from 1
 function tracks.steady_points(track)
   local smoother, out = require 'models.latentsync.align'.smoother(), {}
   for i = 0, track.count - 1 do
@@ -215,13 +215,13 @@ function tracks.steady_points(track)
 end
 
 --- The reference's crop around a box: 2.8 half sides wide and high, shifted down; grey outside of the frame.
----@param frame Tensor u8 [H W 3]
----@param x number centre x
----@param y number centre y
----@param half number half the box's larger side
----@param height integer height of the result
----@param width integer
----@return Tensor u8 [height width 3]
+--- @param frame Tensor u8 [H W 3]
+--- @param x number centre x
+--- @param y number centre y
+--- @param half number half the box's larger side
+--- @param height integer height of the result
+--- @param width integer
+--- @return Tensor u8 [height width 3]
 function tracks.cut_box(frame, x, y, half, height, width)
   return cr.scope(function()
     local H, W = frame:size(1), frame:size(2)

@@ -23,16 +23,16 @@ local TEMPLATE = { { 17, 20 }, { 58, 20 }, { 37.5, 40 } }
 local function ratio_of(size) return size / 256 * 2.8 end
 
 --- Width and height of the crop before it is resized to size x size.
----@param size integer
----@return integer width, integer height
+--- @param size integer
+--- @return integer width, integer height
 function align.crop_size(size)
   local r = ratio_of(size)
   return math.floor(75 * r), math.floor(100 * r)
 end
 
 --- Rounds to the nearest integer, ties to even.
----@param x number
----@return integer
+--- @param x number
+--- @return integer
 function align.round_even(x)
   local low = math.floor(x)
   local rest = x - low
@@ -40,16 +40,16 @@ function align.round_even(x)
   return low
 end
 
----@class crescent.align
----@field size integer
----@field smooth_bias boolean
----@field bias number[]? the bias, smoothed over the previous frames
+--- @class crescent.align
+--- @field size integer
+--- @field smooth_bias boolean
+--- @field bias number[]? the bias, smoothed over the previous frames
 local Align = {}
 Align.__index = Align
 
 --- Aligns the frames of one clip, in the order of the source.
----@param options table? {size = 256, smooth_bias = true (as the reference: each frame's bias depends on the previous frames)}
----@return crescent.align
+--- @param options table? {size = 256, smooth_bias = true (as the reference: each frame's bias depends on the previous frames)}
+--- @return crescent.align
 function align.new(options)
   options = options or {}
   local self = setmetatable({ size = options.size or 256 }, Align)
@@ -65,8 +65,8 @@ function Align:reset() self.bias = nil end
 
 --- The matrix from a frame to its crop. The points are rounded to integer pixels (ties to even). With
 --- smooth_bias, the translation is a running average over frames.
----@param points number[][] {{x, y}, {x, y}, {x, y}}: left brow, right brow, nose
----@return number[] six numbers, row by row
+--- @param points number[][] {{x, y}, {x, y}, {x, y}}: left brow, right brow, nose
+--- @return number[] six numbers, row by row
 function Align:matrix(points)
   local rounded = {}
   for i = 1, 3 do
@@ -87,8 +87,8 @@ end
 local MESH_POINTS = { { 70, 63, 105, 66, 107 }, { 300, 293, 334, 296, 336 }, { 5, 64, 294, 4 } }
 
 --- The three alignment points of a face mesh.
----@param mesh number[][] 468 points {x, y}; MediaPipe's point k is element k + 1
----@return number[][] left brow, right brow, nose
+--- @param mesh number[][] 468 points {x, y}; MediaPipe's point k is element k + 1
+--- @return number[][] left brow, right brow, nose
 function align.points_from_mesh(mesh)
   local points = {}
   for i, numbers in ipairs(MESH_POINTS) do
@@ -158,11 +158,11 @@ local function weighted(weight, share) return share and share < 1 and weight * s
 -- ---- from frame to face -----------------------------------------------------------------------------------
 
 --- The face image of a frame, and the crop before resizing.
----@param frame Tensor u8 [H W 3]
----@param matrix number[]
----@param size integer
----@return Tensor face u8 [size size 3]
----@return Tensor crop u8 [h w 3]
+--- @param frame Tensor u8 [H W 3]
+--- @param matrix number[]
+--- @param size integer
+--- @return Tensor face u8 [size size 3]
+--- @return Tensor crop u8 [h w 3]
 function align.warp(frame, matrix, size)
   local width, height = align.crop_size(size)
   local theta = reference.warp_theta(matrix, frame:size(2), frame:size(1), width, height)
@@ -191,12 +191,12 @@ local function feather(x, w)
 end
 
 --- Pastes a face back as LatentSync does: it replaces the whole crop, resampled, with a soft edge.
----@param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
----@param face Tensor f32 [s s 3] in [-1, 1]
----@param matrix number[] the frame's
----@param size integer? the face size that the matrix belongs to (default: the size of `face`)
----@param share number? the face's weight in the blend (1)
----@return Tensor|DeepPicture like frame
+--- @param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
+--- @param face Tensor f32 [s s 3] in [-1, 1]
+--- @param matrix number[] the frame's
+--- @param size integer? the face size that the matrix belongs to (default: the size of `face`)
+--- @param share number? the face's weight in the blend (1)
+--- @return Tensor|DeepPicture like frame
 function align.paste_reference(frame, face, matrix, size, share)
   local own = check_face('paste_reference', face)
   size = size or own
@@ -244,8 +244,8 @@ end
 local on_cards = setmetatable({}, { __mode = 'k' })
 
 --- The inverted mask (1 regenerates) on the frame's device, and the box around its nonzero pixels.
----@return Tensor? f32 [size size 1]
----@return integer[]? box
+--- @return Tensor? f32 [size size 1]
+--- @return integer[]? box
 local function regenerated(mask, device)
   if device == 'cpu' and mask.device == 'cpu' then
     local dense = mask:to 'f32':contiguous()
@@ -266,21 +266,21 @@ local function regenerated(mask, device)
 end
 
 --- The side of a face image's square, measured in the frame.
----@param matrix number[] the frame's
----@param size integer side of the face image
----@return number in frame pixels
+--- @param matrix number[] the frame's
+--- @param size integer side of the face image
+--- @return number in frame pixels
 function align.side_in_frame(matrix, size)
   local m = face_to_frame(matrix, size)
   return size * math.sqrt(math.abs(m[1] * m[5] - m[2] * m[4]))
 end
 
 --- Warps a map of the face image to its place in the frame.
----@param frame Tensor u8 [H W 3] (only its size counts)
----@param matrix number[]
----@param map Tensor f32 [size size 1], on the frame's device
----@param box integer[]? the part {x0, y0, x1, y1} to warp (default: all)
----@return Tensor? f32 [h w 1]; nil if it lies outside of the frame
----@return table? area {left =, top =, width =, height =} of the frame that it covers
+--- @param frame Tensor u8 [H W 3] (only its size counts)
+--- @param matrix number[]
+--- @param map Tensor f32 [size size 1], on the frame's device
+--- @param box integer[]? the part {x0, y0, x1, y1} to warp (default: all)
+--- @return Tensor? f32 [h w 1]; nil if it lies outside of the frame
+--- @return table? area {left =, top =, width =, height =} of the frame that it covers
 function align.place(frame, matrix, map, box)
   local size = map:size(1)
   box = box or { 0, 0, size - 1, size - 1 }
@@ -292,11 +292,11 @@ end
 
 --- The weight of the face at each pixel: 0 on and outside the border of the region that the mask regenerates,
 --- rising smoothly to 1 inside, over the reference's edge width. It does not fall off at the frame's border.
----@param frame Tensor|DeepPicture (only its size counts)
----@param matrix number[]
----@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
----@return Tensor? weight f32 [h w 1]; nil if the region lies outside of the frame
----@return table? area {left =, top =, width =, height =} of the frame that it covers
+--- @param frame Tensor|DeepPicture (only its size counts)
+--- @param matrix number[]
+--- @param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
+--- @return Tensor? weight f32 [h w 1]; nil if the region lies outside of the frame
+--- @return table? area {left =, top =, width =, height =} of the frame that it covers
 function align.region_weight(frame, matrix, mask)
   local weight, area
   weight = cr.scope(function()
@@ -314,13 +314,13 @@ end
 
 --- Pastes back only the regenerated region, at the frame's own resolution and with one interpolation. Every
 --- other pixel stays as it is; the soft edge lies inside the region.
----@param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
----@param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger if it was upscaled
----@param matrix number[] the frame's
----@param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
----@param share number? the face's weight in the blend (1)
----@param region {weight: Tensor, area: table}? the result of region_weight for a frame of this size
----@return Tensor|DeepPicture like frame
+--- @param frame Tensor|DeepPicture u8 [H W 3], or a VideoFrame's planes of more than 8 bits
+--- @param face Tensor f32 [s s 3] in [-1, 1]: of the mask's size, or larger if it was upscaled
+--- @param matrix number[] the frame's
+--- @param mask Tensor f32 [size size 1]: 1 keeps, 0 regenerates
+--- @param share number? the face's weight in the blend (1)
+--- @param region {weight: Tensor, area: table}? the result of region_weight for a frame of this size
+--- @return Tensor|DeepPicture like frame
 function align.paste_region(frame, face, matrix, mask, share, region)
   local size = check_face('paste_region', face)
   if mask:numel() ~= mask:size(1) ^ 2 or mask:size(1) > size then
@@ -358,9 +358,9 @@ end
 
 --- The mask at a size: the built-in one, or the first channel of an image file (white keeps, black
 --- regenerates).
----@param size integer
----@param path string?
----@return Tensor f32 [size size 1]
+--- @param size integer
+--- @param path string?
+--- @return Tensor f32 [size size 1]
 function align.mask(size, path)
   return cr.scope(function()
     local mask = path and require 'cr.media'.read_picture(path):narrow(3, 1, 1) or fixed_mask()
@@ -369,9 +369,9 @@ function align.mask(size, path)
 end
 
 --- The mask at the latents' resolution: every `factor`-th pixel.
----@param mask Tensor f32 [size size 1]
----@param factor integer? 8
----@return Tensor f32 [h w 1]
+--- @param mask Tensor f32 [size size 1]
+--- @param factor integer? 8
+--- @return Tensor f32 [h w 1]
 function align.mask_latent(mask, factor)
   factor = factor or 8
   local h, w = math.floor(mask:size(1) / factor), math.floor(mask:size(2) / factor)

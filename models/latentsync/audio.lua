@@ -34,7 +34,7 @@ end
 
 --- The mel filter bank as rows [bins][mels]: triangles of equal area on Slaney's scale, from 0 Hz to the
 --- Nyquist frequency.
----@return number[][]
+--- @return number[][]
 function M.mel_filters()
   local edges, top = {}, mel_of_hz(RATE / 2)
   for i = 0, MELS + 1 do edges[i] = hz_of_mel(top * i / (MELS + 1)) end
@@ -81,9 +81,9 @@ end
 
 -- ---- the spectrogram of a stream ----
 
----@class MelStream
----@field count integer mel frames returned so far
----@field finished boolean
+--- @class MelStream
+--- @field count integer mel frames returned so far
+--- @field finished boolean
 local mel_stream = {}
 mel_stream.__index = mel_stream
 
@@ -111,9 +111,9 @@ end
 
 --- Whisper's spectrogram of a sound, piece by piece: log10 of the mel powers, before the clamping and scaling
 --- that need the maximum of the whole clip.
----@param source Tensor|fun(): fun(): Tensor? f32 samples at 16 kHz: a tensor, or a function that opens the sound
----@param tables? table the tables of another stream, to share them
----@return MelStream
+--- @param source Tensor|fun(): fun(): Tensor? f32 samples at 16 kHz: a tensor, or a function that opens the sound
+--- @param tables? table the tables of another stream, to share them
+--- @return MelStream
 function M.mel_stream(source, tables)
   return setmetatable({
     next_piece = open_source(source), tables = tables or make_tables(), count = 0, samples = 0,
@@ -161,8 +161,8 @@ function mel_stream:pull(n)
 end
 
 --- Reads up to n (<= 1500) more mel frames.
----@param n integer
----@return Tensor? f64 [m 80], nil at the end
+--- @param n integer
+--- @return Tensor? f64 [m 80], nil at the end
 function mel_stream:read(n)
   n = math.min(n, BLOCK)
   if self.finished then return nil end
@@ -208,8 +208,8 @@ function mel_stream:read(n)
 end
 
 --- The whole spectrogram of a short sound, normalized as in Whisper.
----@param source Tensor|fun(): fun(): Tensor?
----@return Tensor f32 [frames 80]
+--- @param source Tensor|fun(): fun(): Tensor?
+--- @return Tensor f32 [frames 80]
 function M.log_mel_spectrogram(source)
   return cr.scope(function()
     local stream, parts = M.mel_stream(source), {}
@@ -227,23 +227,23 @@ end
 
 -- ---- tokens ----
 
----@class AudioTokens
----@field frames integer mel frames in the clip
----@field positions integer Whisper encoder positions in the clip
----@field samples integer samples in the clip
----@field top number the largest log10 mel power
+--- @class AudioTokens
+--- @field frames integer mel frames in the clip
+--- @field positions integer Whisper encoder positions in the clip
+--- @field samples integer samples in the clip
+--- @field top number the largest log10 mel power
 local tokens = {}
 tokens.__index = tokens
 
----@class SoundFacts figures that need the whole sound
----@field samples integer
----@field frames integer mel frames
----@field top number the largest log10 mel power
+--- @class SoundFacts figures that need the whole sound
+--- @field samples integer
+--- @field frames integer mel frames
+--- @field top number the largest log10 mel power
 
 --- Reads a sound once, to get its length and its maximum.
----@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz
----@param tables? table the tables of a stream, to share them
----@return SoundFacts
+--- @param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz
+--- @param tables? table the tables of a stream, to share them
+--- @return SoundFacts
 function M.facts(source, tables)
   local stream, top = M.mel_stream(source, tables), -math.huge
   while true do
@@ -262,11 +262,11 @@ end
 
 --- Prepares the audio tokens of a clip. It reads the sound once for its length and maximum, unless these are
 --- given.
----@param model Whisper
----@param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz, already passed through 16 bits
----@param options? { overlap?: number, facts?: SoundFacts } overlap: seconds by which segments of 30 s overlap; one fades
+--- @param model Whisper
+--- @param source Tensor|fun(): fun(): Tensor? f32 mono samples at 16 kHz, already passed through 16 bits
+--- @param options? { overlap?: number, facts?: SoundFacts } overlap: seconds by which segments of 30 s overlap; one fades
 --- into the next over the middle half of the overlap, so that no border is audible. 0 is the reference's behaviour
----@return AudioTokens
+--- @return AudioTokens
 function M.tokens(model, source, options)
   local overlap = options and options.overlap or 0
   local length = model:segment_frames()
@@ -292,7 +292,7 @@ function M.tokens(model, source, options)
 end
 
 --- How many video frames the clip has tokens for: two more than it lasts.
----@return integer
+--- @return integer
 function tokens:count() return math.floor(self.positions / 2) + 2 end
 
 -- The normalized mel frames of segment s (from 0), [length 80]. Reading continues where the last segment
@@ -371,9 +371,9 @@ end
 
 --- Tokens of n video frames at 25 per second, from frame `first` (1-based). Frames past count() repeat the
 --- last position, as the last frames of the clip do.
----@param first integer
----@param n integer
----@return Tensor [n 50 D]: ten positions of all layers for each frame
+--- @param first integer
+--- @param n integer
+--- @return Tensor [n 50 D]: ten positions of all layers for each frame
 function tokens:window(first, n)
   if first < 1 or n < 1 or first ~= math.floor(first) or n ~= math.floor(n) then
     error(('audio: there is no window of %s frames from frame %s'):format(tostring(n), tostring(first)), 2)

@@ -282,12 +282,12 @@ local function look(self, reader, count)
 end
 
 --- Finds everybody in a video.
----@param video string path
----@param options {finder: table, sound: string?, start: number?, duration: number?, portraits: boolean?, device: string?,
+--- @param video string path
+--- @param options {finder: table, sound: string?, start: number?, duration: number?, portraits: boolean?, device: string?,
 ---  measure: function?, advance: function?} finder: as people.lua takes it; sound: compared with the lips; start, duration:
 ---  the piece in seconds; portraits: return images, which the caller frees; measure(stage, frames, fn, ...): times a stage;
 ---  advance(n): is called after n frames
----@return table result {frames, cuts = frames (from 0) at which shots begin, people = by number {number, first, last (frames),
+--- @return table result {frames, cuts = frames (from 0) at which shots begin, people = by number {number, first, last (frames),
 ---  count, share (0 to 1), box (in the first frame), segments = a list of {first, last; with a sound also windows, offset,
 ---  confidence}, portrait = u8 [128 128 3]}, turns = with a sound a list of {first, number}: who speaks from this frame on,
 ---  views = a list of {frame, picture = u8 [h w 3], boxes = {x1, y1, x2, y2, number}}: frames in which a person first appears}

@@ -9,9 +9,9 @@
 
 local M = {}
 
----@class crescent.choice
----@field text string the text that was given
----@field number integer? the person that is selected now
+--- @class crescent.choice
+--- @field text string the text that was given
+--- @field number integer? the person that is selected now
 local Choice = {}
 Choice.__index = Choice
 
@@ -43,16 +43,16 @@ end
 M.wanted = 'largest, first, left, right, speaking, all, the number of a person as in 2, a place as in 640,360'
 
 --- Whether a text is a valid choice.
----@param text any
----@return boolean
+--- @param text any
+--- @return boolean
 function M.holds(text)
   return type(text) == 'string' and (BY_SHOT[text] ~= nil or text == 'first' or text == 'all' or text == 'speaking' or
     text:find '^[1-9]%d?%d?%d?$' ~= nil or place_of(text) ~= nil)
 end
 
 --- Creates a choice.
----@param text string 'largest', 'first', 'left', 'right', 'speaking', 'all', a number, or 'X,Y' in pixels of the frame
----@return crescent.choice
+--- @param text string 'largest', 'first', 'left', 'right', 'speaking', 'all', a number, or 'X,Y' in pixels of the frame
+--- @return crescent.choice
 function M.new(text)
   if not M.holds(text) then error(('a face must be %s, not %s'):format(M.wanted, tostring(text)), 2) end
   local self = setmetatable({ text = text, by_shot = BY_SHOT[text], all = text == 'all' }, Choice)
@@ -63,7 +63,7 @@ function M.new(text)
 end
 
 --- Tells the choice `speaking` who speaks when.
----@param turns {first: integer, number: integer}[] the frames (from 0, at 25 per second) at which a person begins to speak
+--- @param turns {first: integer, number: integer}[] the frames (from 0, at 25 per second) at which a person begins to speak
 function Choice:speak(turns) self.turns = turns end
 
 -- The person who speaks; before the first words, the person who says them.
@@ -84,8 +84,8 @@ function Choice:at_place(list)
 end
 
 --- The people who are selected in a frame.
----@param seen crescent.people.seen
----@return integer[] person numbers, ascending
+--- @param seen crescent.people.seen
+--- @return integer[] person numbers, ascending
 function Choice:pick(seen)
   local numbers = {}
   if self.all then

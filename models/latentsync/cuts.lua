@@ -81,17 +81,17 @@ local function summary(height, width, p, rows, columns, wide)
 end
 
 --- The coarse image of a frame.
----@class crescent.cuts.look
----@field height integer height of the frame
----@field width integer
----@field cells ffi.cdata* brightness of ROWS x COLUMNS cells
----@field mean number mean brightness of the cells
----@field deviation number standard deviation of the cells' brightness
----@field bright number share of cells that are very bright
+--- @class crescent.cuts.look
+--- @field height integer height of the frame
+--- @field width integer
+--- @field cells ffi.cdata* brightness of ROWS x COLUMNS cells
+--- @field mean number mean brightness of the cells
+--- @field deviation number standard deviation of the cells' brightness
+--- @field bright number share of cells that are very bright
 
 --- Reduces several frames to coarse images; on a GPU they are waited for only once.
----@param frames Tensor[] u8 [H W 3], at least one, all of the same size
----@return crescent.cuts.look[]
+--- @param frames Tensor[] u8 [H W 3], at least one, all of the same size
+--- @return crescent.cuts.look[]
 function cuts.look_each(frames)
   return cr.scope(function()
     local height, width, list = frames[1]:size(1), frames[1]:size(2), {}
@@ -109,8 +109,8 @@ function cuts.look_each(frames)
 end
 
 --- Reduces a frame to its coarse image.
----@param frame Tensor u8 [H W 3]
----@return crescent.cuts.look
+--- @param frame Tensor u8 [H W 3]
+--- @return crescent.cuts.look
 function cuts.look(frame) return cuts.look_each({ frame })[1] end
 
 -- ---- comparing -------------------------------------------------------------------------------
@@ -185,13 +185,13 @@ local function unchanged(a, b)
 end
 
 --- Whether two images belong to the same shot.
----@param a table a result of look()
----@param b table
----@param vx integer? the previous displacement in cells, which is tried first
----@param vy integer?
----@return boolean
----@return integer dx the displacement in cells
----@return integer dy
+--- @param a table a result of look()
+--- @param b table
+--- @param vx integer? the previous displacement in cells, which is tried first
+--- @param vy integer?
+--- @return boolean
+--- @return integer dx the displacement in cells
+--- @return integer dy
 function cuts.same_shot(a, b, vx, vy)
   if a.height ~= b.height or a.width ~= b.width then return false, 0, 0 end
   local share, n = share_at(a.cells, b.cells, 0, 0)
@@ -237,13 +237,13 @@ end
 
 -- ---- frame by frame --------------------------------------------------------------------------
 
----@class crescent.cuts
----@field lit boolean the last frame as a whole has another brightness than the one before
+--- @class crescent.cuts
+--- @field lit boolean the last frame as a whole has another brightness than the one before
 local Cuts = {}
 Cuts.__index = Cuts
 
 --- Creates a detector of shots. It keeps only a few thousand numbers about previous frames.
----@return crescent.cuts
+--- @return crescent.cuts
 function cuts.new() return setmetatable({ count = 0, begun = 0, ring = {}, vx = 0, vy = 0, lit = false }, Cuts) end
 
 -- Whether a dissolve is in progress: the middle of the last frames is a mixture of the ends, which differ.
@@ -303,9 +303,9 @@ local function is_over(self, now)
 end
 
 --- Processes the next frame.
----@param frame Tensor u8 [H W 3], RGB
----@param now crescent.cuts.look? its result of look_each()
----@return boolean whether a shot begins with it (false for the first frame)
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param now crescent.cuts.look? its result of look_each()
+--- @return boolean whether a shot begins with it (false for the first frame)
 function Cuts:push(frame, now)
   local before = self.before
   now = now or cuts.look(frame)
@@ -334,7 +334,7 @@ function Cuts:push(frame, now)
 end
 
 --- The number of frames since the dissolve in progress began; nil if there is none.
----@return integer?
+--- @return integer?
 function Cuts:dissolving() return self.dissolve and self.count - self.dissolve.from end
 
 --- Ends the dissolve in progress: a shot has begun with the last frame.

@@ -26,16 +26,16 @@ local SAME_FACE = 0.2 -- minimum overlap (IoU) of a face with itself one frame l
 local REFINEMENTS = 3 -- maximum number of corrections of a crop that the mesh shows to be misplaced
 local CLEAR = 38 -- presence as log-odds that a well placed crop reaches at least
 
----@class crescent.face.found
----@field box number[] x1, y1, x2, y2 in pixels; from the detector, or from the mesh if the detector found nothing
----@field score number from the detector, or the mesh's presence if the detector found nothing
----@field keypoints number[][]? the detector's six points; nil if it found nothing
----@field presence number the mesh network's confidence that there is a face, 0..1
----@field mesh number[][] 468 points {x, y}
----@field points number[][] left brow, right brow, nose (as seen in the picture)
+--- @class crescent.face.found
+--- @field box number[] x1, y1, x2, y2 in pixels; from the detector, or from the mesh if the detector found nothing
+--- @field score number from the detector, or the mesh's presence if the detector found nothing
+--- @field keypoints number[][]? the detector's six points; nil if it found nothing
+--- @field presence number the mesh network's confidence that there is a face, 0..1
+--- @field mesh number[][] 468 points {x, y}
+--- @field points number[][] left brow, right brow, nose (as seen in the picture)
 
 --- The folder into which `make models` puts the files.
----@return string
+--- @return string
 function face.folder()
   local here = debug.getinfo(1, 'S').source:gsub('^@', ''):match('^(.*)/[^/]*$') or '.'
   return here .. '/../fetched/face'
@@ -50,7 +50,7 @@ end
 --- Loads detector and mesh. range: 'full' (default) or 'short'; dir: the folder of the model files; track: after the
 --- first frame, search only around the last face (faster, slightly less exact); alone: treat each frame independently and
 --- take its largest face; device: the device of the networks and the frames ('cpu').
----@param options {range: 'full'|'short', dir: string, track: boolean, alone: boolean, device: string}?
+--- @param options {range: 'full'|'short', dir: string, track: boolean, alone: boolean, device: string}?
 function face.load(options)
   options = options or {}
   local dir, range = options.dir or face.folder(), options.range or 'full'
@@ -87,14 +87,14 @@ local function all_usable(detections)
 end
 
 --- The usable faces of a frame, by descending score, as the detector returns them.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@return crescent.face.detection[]
+--- @param frame Tensor u8 [H W 3], RGB, on the finder's device
+--- @return crescent.face.detection[]
 function face:detect(frame) return all_usable(self.detector:detect(frame, MIN_SCORE)) end
 
 --- The same for several frames, and each face's first mesh, which place() then uses. A GPU is waited for only twice
 --- in all.
----@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
----@return crescent.face.detection[][]
+--- @param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
+--- @return crescent.face.detection[][]
 function face:detect_each(frames)
   local lists, faces, all = self.detector:detect_each(frames, MIN_SCORE), {}, {}
   for i, list in ipairs(lists) do
@@ -160,9 +160,9 @@ local function check_frame(frame)
 end
 
 --- A detection's face with its mesh, or nil if the mesh network finds no face there.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@param f crescent.face.detection
----@return crescent.face.found?
+--- @param frame Tensor u8 [H W 3], RGB, on the finder's device
+--- @param f crescent.face.detection
+--- @return crescent.face.found?
 function face:place(frame, f)
   local points, presence = settle(self, frame, f)
   if presence < MIN_PRESENCE then return nil end
@@ -171,11 +171,11 @@ function face:place(frame, f)
 end
 
 --- The face near the place where another frame had it, displaced by (dx, dy); nil if the mesh is not confident.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@param before crescent.face.found|crescent.face.detection
----@param dx number? displacement in pixels (0)
----@param dy number?
----@return crescent.face.found?
+--- @param frame Tensor u8 [H W 3], RGB, on the finder's device
+--- @param before crescent.face.found|crescent.face.detection
+--- @param dx number? displacement in pixels (0)
+--- @param dy number?
+--- @return crescent.face.found?
 function face:follow(frame, before, dx, dy)
   local square = before.mesh and mesh.square_of_mesh(before.mesh) or mesh.square_of_detection(before)
   square.x, square.y = square.x + (dx or 0), square.y + (dy or 0)
@@ -196,8 +196,8 @@ end
 
 --- All faces of a frame, by descending score, independent of previous frames; `find` is not affected. The boxes are
 --- those of the meshes, which reach from the forehead to the chin.
----@param frame Tensor u8 [H W 3], RGB
----@return crescent.face.found[]
+--- @param frame Tensor u8 [H W 3], RGB
+--- @return crescent.face.found[]
 function face:find_all(frame)
   check_frame(frame)
   local there, found = frame:to(self.device or frame.device), {}
@@ -213,9 +213,9 @@ function face:find_all(frame)
 end
 
 --- The face in a box that another detector returned, or nil if the mesh network finds none there.
----@param frame Tensor u8 [H W 3], RGB
----@param box number[] x1, y1, x2, y2 in pixels
----@return crescent.face.found?
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param box number[] x1, y1, x2, y2 in pixels
+--- @return crescent.face.found?
 function face:find_in(frame, box)
   check_frame(frame)
   local there = frame:to(self.device or frame.device)
@@ -230,9 +230,9 @@ function face:find_in(frame, box)
 end
 
 --- Finds the face of the next frame.
----@param frame Tensor u8 [H W 3], RGB
----@param detections crescent.face.detection[]? its result of detect_each()
----@return crescent.face.found?
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param detections crescent.face.detection[]? its result of detect_each()
+--- @return crescent.face.found?
 function face:find(frame, detections)
   check_frame(frame)
   local there = frame:to(self.device or frame.device)

@@ -45,10 +45,10 @@ do
   pattern = table.remove(parts)
 end
 
----@class crescent.likeness
----@field colours ffi.cdata* square roots of the normalized bins, part after part
----@field there boolean[] for each part, whether enough of it lies in the frame
----@field pattern ffi.cdata* brightness of the upper face, with mean 0 and norm 1
+--- @class crescent.likeness
+--- @field colours ffi.cdata* square roots of the normalized bins, part after part
+--- @field there boolean[] for each part, whether enough of it lies in the frame
+--- @field pattern ffi.cdata* brightness of the upper face, with mean 0 and norm 1
 
 local function within(x, last) return math.max(0, math.min(last - 1e-6, x)) end
 
@@ -128,9 +128,9 @@ local function likeness_of(pixels, square, frame)
 end
 
 --- The descriptors of several faces; on a GPU they are waited for only once.
----@param faces {frame: Tensor, face: table}[] frame u8 [H W 3], RGB; face {box, keypoints or points}, as a detector or a finder
+--- @param faces {frame: Tensor, face: table}[] frame u8 [H W 3], RGB; face {box, keypoints or points}, as a detector or a finder
 ---  returns it
----@return crescent.likeness[]
+--- @return crescent.likeness[]
 function M.of_each(faces)
   local squares, found = {}, {}
   if #faces == 0 then return found end
@@ -148,9 +148,9 @@ function M.of_each(faces)
 end
 
 --- The descriptor of a face.
----@param frame Tensor u8 [H W 3], RGB
----@param face table {box, keypoints or points}: as a detector or a finder returns it
----@return crescent.likeness
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param face table {box, keypoints or points}: as a detector or a finder returns it
+--- @return crescent.likeness
 function M.of(frame, face) return M.of_each({ { frame = frame, face = face } })[1] end
 
 local function product(a, b, from, n)
@@ -161,10 +161,10 @@ end
 
 --- The similarity of two descriptors, 0 to 1: the overlap of their colours, reduced where the patterns of the upper
 --- face disagree. Hair and clothes count only if both show them.
----@param a crescent.likeness
----@param b crescent.likeness
----@return number similarity
----@return number[] parts of face, hair, clothes (0 to 1) and pattern (-1 to 1)
+--- @param a crescent.likeness
+--- @param b crescent.likeness
+--- @return number similarity
+--- @return number[] parts of face, hair, clothes (0 to 1) and pattern (-1 to 1)
 function M.compare(a, b)
   local alike, each = 1, {}
   for k = 1, 3 do

@@ -27,23 +27,23 @@ local ALIGNED_BY = { { 43, 48, 49, 51, 50 }, { 101, 102, 103, 104, 105 }, { 74, 
 -- Eye corners in the mesh, by MediaPipe's indices: of the eye on the left of the image, then of the one on the right.
 local EYES = { { 33, 133 }, { 362, 263 } }
 
----@class crescent.insight.found
----@field box number[] x1, y1, x2, y2 in pixels, as the detector returns them
----@field score number
----@field keypoints number[][] five points
----@field landmarks number[][] 106 of {x, y}
----@field points number[][] left brow, right brow, nose (as seen in the picture), in whole pixels
----@field watched number[][]? MediaPipe's mesh, if the face was tracked by it; the key points are then the eyes only
+--- @class crescent.insight.found
+--- @field box number[] x1, y1, x2, y2 in pixels, as the detector returns them
+--- @field score number
+--- @field keypoints number[][] five points
+--- @field landmarks number[][] 106 of {x, y}
+--- @field points number[][] left brow, right brow, nose (as seen in the picture), in whole pixels
+--- @field watched number[][]? MediaPipe's mesh, if the face was tracked by it; the key points are then the eyes only
 
 --- The folder of InsightFace's pack in a checkpoint's folder.
----@param dir string
----@return string
+--- @param dir string
+--- @return string
 function insight.folder(dir) return dir .. '/auxiliary/models/buffalo_l' end
 
 --- Which of the pack's two files are in a checkpoint's folder.
----@param dir string
----@return string? missing the missing file; nil if both are there
----@return boolean any whether at least one is there
+--- @param dir string
+--- @return string? missing the missing file; nil if both are there
+--- @return boolean any whether at least one is there
 function insight.missing(dir)
   local missing, any
   for _, name in ipairs { detector.FILE, landmarks.FILE } do
@@ -54,15 +54,15 @@ function insight.missing(dir)
 end
 
 --- The pack's two files in a checkpoint's folder.
----@param dir string
----@return table<string, string> paths by role
+--- @param dir string
+--- @return table<string, string> paths by role
 function insight.files(dir)
   local folder = insight.folder(dir)
   return { detector = folder .. '/' .. detector.FILE, landmarks = folder .. '/' .. landmarks.FILE }
 end
 
 --- Loads both networks.
----@param options {dir: string, device: string?} the pack's folder; the device of networks and frames ('cpu')
+--- @param options {dir: string, device: string?} the pack's folder; the device of networks and frames ('cpu')
 function insight.load(options)
   local self = setmetatable({ device = options.device or 'cpu' }, insight)
   self.detector = detector.load(options.dir .. '/' .. detector.FILE, options.device)
@@ -78,8 +78,8 @@ end
 local function toward_0(x) return x < 0 and math.ceil(x) or math.floor(x) end
 
 --- The area by which the reference chooses, or nil if the reference ignores the face.
----@param box number[]
----@return number? square pixels
+--- @param box number[]
+--- @return number? square pixels
 function insight.area(box)
   local w = toward_0(box[3]) - toward_0(box[1])
   local h = toward_0(box[4]) - toward_0(box[2])
@@ -88,8 +88,8 @@ function insight.area(box)
 end
 
 --- The three points used for alignment.
----@param points number[][] 106 of {x, y}
----@return number[][] three, in whole pixels
+--- @param points number[][] 106 of {x, y}
+--- @return number[][] three, in whole pixels
 function insight.aligned_by(points)
   local means = {}
   for i, numbers in ipairs(ALIGNED_BY) do
@@ -103,8 +103,8 @@ function insight.aligned_by(points)
 end
 
 --- The usable faces of a frame, by descending score, as the detector returns them.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@return crescent.insight.detection[]
+--- @param frame Tensor u8 [H W 3], RGB, on the finder's device
+--- @return crescent.insight.detection[]
 function insight:detect(frame)
   local list = {}
   for _, f in ipairs(self.detector:detect(frame)) do
@@ -114,9 +114,9 @@ function insight:detect(frame)
 end
 
 --- A detection's face with its points.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@param f crescent.insight.detection
----@return crescent.insight.found?
+--- @param frame Tensor u8 [H W 3], RGB, on the finder's device
+--- @param f crescent.insight.detection
+--- @return crescent.insight.found?
 function insight:place(frame, f)
   local points = self.landmarks:find(frame, f.box)
   return points and { box = f.box, score = f.score, keypoints = f.keypoints, landmarks = points,
@@ -138,11 +138,11 @@ local function apart(eyes) return math.sqrt((eyes[1][1] - eyes[2][1]) ^ 2 + (eye
 
 --- The face near the place where another frame had it, displaced by (dx, dy); nil if MediaPipe's mesh is not
 --- confident or not fetched. Its box moves and scales with the eyes.
----@param frame Tensor u8 [H W 3], RGB, on the finder's device
----@param before crescent.insight.found|crescent.insight.detection
----@param dx number? displacement in pixels (0)
----@param dy number?
----@return crescent.insight.found?
+--- @param frame Tensor u8 [H W 3], RGB, on the finder's device
+--- @param before crescent.insight.found|crescent.insight.detection
+--- @param dx number? displacement in pixels (0)
+--- @param dy number?
+--- @return crescent.insight.found?
 function insight:follow(frame, before, dx, dy)
   if self.mesh == nil then
     local there = lfs.attributes(face.folder() .. '/face_landmark.tflite', 'mode') == 'file'
@@ -172,8 +172,8 @@ local function with_frame(self, frame, fn)
 end
 
 --- All usable faces of a frame, by descending score.
----@param frame Tensor u8 [H W 3], RGB
----@return crescent.insight.found[]
+--- @param frame Tensor u8 [H W 3], RGB
+--- @return crescent.insight.found[]
 function insight:find_all(frame)
   return with_frame(self, frame, function(there)
     local list = {}
@@ -183,8 +183,8 @@ function insight:find_all(frame)
 end
 
 --- The face that the reference takes: the largest usable one; of equal ones, the one with the higher score.
----@param frame Tensor u8 [H W 3], RGB
----@return crescent.insight.found?
+--- @param frame Tensor u8 [H W 3], RGB
+--- @return crescent.insight.found?
 function insight:find(frame)
   return with_frame(self, frame, function(there)
     local best, most = nil, 0

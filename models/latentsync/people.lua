@@ -33,31 +33,31 @@ local SOON = 50 -- for which a lost person's place counts
 local WAIT = 8 -- after which a face that appears while somebody is lost is considered another person
 local YOUNG = 12 -- for which a person who appeared with a shot may still be identified as an earlier one
 
----@class crescent.person a person in a frame
----@field number integer from 1, by first appearance and then from left to right
----@field state 'seen'|'followed'
----@field box number[] x1, y1, x2, y2 in pixels
----@field score number from the detector, or the mesh's presence
----@field points number[][]? left brow, right brow, nose; may be nil for a person whom no choice selected
----@field mesh number[][]? 468 points {x, y}
----@field presence number? the mesh network's confidence
+--- @class crescent.person a person in a frame
+--- @field number integer from 1, by first appearance and then from left to right
+--- @field state 'seen'|'followed'
+--- @field box number[] x1, y1, x2, y2 in pixels
+--- @field score number from the detector, or the mesh's presence
+--- @field points number[][]? left brow, right brow, nose; may be nil for a person whom no choice selected
+--- @field mesh number[][]? 468 points {x, y}
+--- @field presence number? the mesh network's confidence
 
----@class crescent.people.seen
----@field people crescent.person[] the people in the frame, by number
----@field cut boolean a shot begins with this frame
----@field renamed table<integer, integer> discarded numbers, and the numbers of the people to whom they belong
----@field seconds number presentation time
----@field picks integer[][] for each choice the selected numbers; all of them are in `people` and have points
+--- @class crescent.people.seen
+--- @field people crescent.person[] the people in the frame, by number
+--- @field cut boolean a shot begins with this frame
+--- @field renamed table<integer, integer> discarded numbers, and the numbers of the people to whom they belong
+--- @field seconds number presentation time
+--- @field picks integer[][] for each choice the selected numbers; all of them are in `people` and have points
 
----@class crescent.crowd
+--- @class crescent.crowd
 local Crowd = {}
 Crowd.__index = Crowd
 
 --- Creates a tracker for the people of a video.
----@param options {finder: table, choices: crescent.choice[]?, cuts: boolean?} finder: finds faces in one frame, without memory:
+--- @param options {finder: table, choices: crescent.choice[]?, cuts: boolean?} finder: finds faces in one frame, without memory:
 ---  detect(frame) returns detections, place(frame, detection) and follow(frame, before, dx, dy) return a face with its points
 ---  or nil (models/latentsync/face.lua); cuts: whether to detect cuts (true)
----@return crescent.crowd
+--- @return crescent.crowd
 function people.open(options)
   local self = setmetatable({ finder = options.finder, choices = options.choices or {}, looks_for_cuts = options.cuts ~= false }, Crowd)
   self:reset()
@@ -361,14 +361,14 @@ local function settle(self, frame, seen, here)
 end
 
 --- What a frame shows, independent of other frames.
----@class crescent.people.glance
----@field detections crescent.face.detection[]
----@field cells crescent.cuts.look? if cuts are detected
+--- @class crescent.people.glance
+--- @field detections crescent.face.detection[]
+--- @field cells crescent.cuts.look? if cuts are detected
 
 --- Analyses several frames together, before push() takes them: a GPU is waited for a few times in all instead of for
 --- each frame, and its small networks take hardly longer for several frames than for one.
----@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
----@return crescent.people.glance[]? nil if the finder treats one frame at a time
+--- @param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
+--- @return crescent.people.glance[]? nil if the finder treats one frame at a time
 function Crowd:glance(frames)
   local finder = self.finder
   if not finder.detect_each then return nil end
@@ -383,10 +383,10 @@ function Crowd:glance(frames)
 end
 
 --- Processes the next frame.
----@param frame Tensor u8 [H W 3], RGB
----@param seconds number? presentation time (25 frames per second)
----@param glance crescent.people.glance? its result of glance()
----@return crescent.people.seen
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param seconds number? presentation time (25 frames per second)
+--- @param glance crescent.people.glance? its result of glance()
+--- @return crescent.people.seen
 function Crowd:push(frame, seconds, glance)
   self.frame = self.frame + 1
   local there = frame:to(self.finder.device or frame.device)
@@ -402,7 +402,7 @@ function Crowd:push(frame, seconds, glance)
 end
 
 --- Everybody seen so far.
----@return table[] by number: {number, state, first, last (frames, from 0), count (frames in which seen or followed), box (the last)}
+--- @return table[] by number: {number, state, first, last (frames, from 0), count (frames in which seen or followed), box (the last)}
 function Crowd:known()
   local list = {}
   for _, track in ipairs(self.tracks) do
@@ -415,9 +415,9 @@ function Crowd:known()
 end
 
 --- A sentence about the people: 'there are 2 people: 1 (0.0 to 4.9 s, at 320,180), 2 (...)'.
----@param known table[] the result of known()
----@param seconds_of fun(frame: integer): number
----@return string
+--- @param known table[] the result of known()
+--- @param seconds_of fun(frame: integer): number
+--- @return string
 function people.describe(known, seconds_of)
   local list = {}
   for i, p in ipairs(known) do
@@ -427,24 +427,24 @@ function people.describe(known, seconds_of)
   return ('there %s: %s'):format(#list == 1 and 'is one person' or ('are %d people'):format(#list), table.concat(list, ', '))
 end
 
----@class crescent.crowd.reference
+--- @class crescent.crowd.reference
 local Reference = {}
 Reference.__index = Reference
 
 --- Treats each frame independently, as the reference does: the face that the finder's find() returns is person 1, who is
 --- selected.
----@param finder table with find(frame)
+--- @param finder table with find(frame)
 function people.reference(finder) return setmetatable({ finder = finder }, Reference) end
 
 --- As for the tracker.
----@param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
----@return crescent.people.glance[]?
+--- @param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
+--- @return crescent.people.glance[]?
 function Reference:glance(frames) return Crowd.glance(self, frames) end
 
 --- Processes the next frame.
----@param frame Tensor u8 [H W 3], RGB
----@param glance crescent.people.glance? its result of glance()
----@return crescent.people.seen
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param glance crescent.people.glance? its result of glance()
+--- @return crescent.people.seen
 function Reference:push(frame, _, glance)
   local found = self.finder:find(frame, glance and glance.detections)
   local person = found and as_person { number = 1, state = 'seen', box = found.box, found = found }

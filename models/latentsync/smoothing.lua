@@ -16,14 +16,14 @@ local KERNELS = {
   { 20 / 64, 15 / 64, 6 / 64, 1 / 64 },
 }
 
----@class crescent.smoother
+--- @class crescent.smoother
 local Smoother = {}
 Smoother.__index = Smoother
 
 --- Creates a smoother with the impulse response [1 6 15 20 15 6 1] / 64. Within three frames of a scene cut, of a
 --- frame without a face or of an end, the kernel shrinks on both sides ([1 4 6 4 1] / 16, [1 2 1] / 4, [1]), so that
 --- it stays symmetric.
----@return crescent.smoother
+--- @return crescent.smoother
 function steady.smoother()
   return setmetatable({ count = 0, emitted = 0, frames = {}, cuts = {} }, Smoother)
 end
@@ -60,9 +60,9 @@ local function emit(self)
 end
 
 --- Takes the next frame's points and returns the smoothed points of three frames ago.
----@param points number[][]|nil nil (or false): no face in this frame
----@param cut boolean? this frame begins a new scene
----@return number[][]|false|nil points; false if that frame has no face; nil if there is none yet
+--- @param points number[][]|nil nil (or false): no face in this frame
+--- @param cut boolean? this frame begins a new scene
+--- @return number[][]|false|nil points; false if that frame has no face; nil if there is none yet
 function Smoother:push(points, cut)
   self.count = self.count + 1
   self.frames[self.count] = points or false
@@ -72,7 +72,7 @@ function Smoother:push(points, cut)
 end
 
 --- Returns the remaining frames, at the end; the smoother is then reset.
----@return (number[][]|false)[]
+--- @return (number[][]|false)[]
 function Smoother:flush()
   local rest = {}
   while self.emitted < self.count do rest[#rest + 1] = emit(self) end

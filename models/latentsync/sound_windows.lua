@@ -17,9 +17,9 @@ local Sound = {}
 Sound.__index = Sound
 
 --- Opens the sound that belongs to some frames.
----@param path string a file with sound
----@param first integer frame, from 0, at 25 per second
----@param count integer number of frames; math.huge for all
+--- @param path string a file with sound
+--- @param first integer frame, from 0, at 25 per second
+--- @param count integer number of frames; math.huge for all
 function M.open(path, first, count)
   local self = setmetatable({
     reader = media.audio(path, { rate = mfcc.rate, channels = 1, s16 = true }),

@@ -152,12 +152,12 @@ local function both_slide(g, first, middle, last)
 end
 
 --- Whether the middle image is composed of the two others. Cells are those of cuts.look(), [rows columns].
----@param first ffi.cdata*
----@param middle ffi.cdata*
----@param last ffi.cdata*
----@param columns integer
----@param rows integer
----@return boolean
+--- @param first ffi.cdata*
+--- @param middle ffi.cdata*
+--- @param last ffi.cdata*
+--- @param columns integer
+--- @param rows integer
+--- @return boolean
 function M.between(first, middle, last, columns, rows)
   local n = columns * rows
   local count = classify(first, middle, last, n)

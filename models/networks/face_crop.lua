@@ -9,9 +9,9 @@ local TOGETHER = 8 -- crops per run of a network, so that a GPU records runs of 
 
 --- Runs a network on crops and reads one row of numbers for each of them. Several crops form a batch: on a GPU a
 --- small network takes hardly longer for eight than for one, and its results are waited for only once.
----@param net cr.tflite.net
----@param cuts Tensor[] f32 [size size 3], at least one
----@return Tensor[] for each output of the network its rows, f32 [n ...] on the CPU
+--- @param net cr.tflite.net
+--- @param cuts Tensor[] f32 [size size 3], at least one
+--- @return Tensor[] for each output of the network its rows, f32 [n ...] on the CPU
 function crop.run(net, cuts)
   local size, each = cuts[1].shape[1], #cuts > 1 and TOGETHER or 1
   local parts = {}
@@ -32,15 +32,15 @@ function crop.run(net, cuts)
 end
 
 --- A square of `side` pixels around (x, y), turned by `angle` (radians, clockwise as seen).
----@class crescent.face.square
----@field x number
----@field y number
----@field side number
----@field angle number
+--- @class crescent.face.square
+--- @field x number
+--- @field y number
+--- @field side number
+--- @field angle number
 
 --- Frame coordinates of the point (u, v) of a crop (0..1).
----@param square crescent.face.square
----@return number x, number y
+--- @param square crescent.face.square
+--- @return number x, number y
 function crop.to_frame(square, u, v)
   local cosine, sine = math.cos(square.angle), math.sin(square.angle)
   local du, dv = (u - 0.5) * square.side, (v - 0.5) * square.side

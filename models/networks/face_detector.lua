@@ -23,11 +23,11 @@ detector.FILES = { full = KINDS.full.file, short = KINDS.short.file }
 local MERGE_OVERLAP = 0.3 -- boxes with a larger IoU are merged into one face
 
 --- A face in frame pixels.
----@class crescent.face.detection
----@field box number[] x1, y1, x2, y2
----@field score number 0..1
----@field keypoints number[][] right eye (on the image's left), left eye, nose, mouth, right ear, left ear
----@field first crescent.face.mesh? the mesh in its square, if several frames were analysed together
+--- @class crescent.face.detection
+--- @field box number[] x1, y1, x2, y2
+--- @field score number 0..1
+--- @field keypoints number[][] right eye (on the image's left), left eye, nose, mouth, right ear, left ear
+--- @field first crescent.face.mesh? the mesh in its square, if several frames were analysed together
 
 --- The centres of all anchors, 0..1, in the order of the network's output rows.
 local function make_anchors(grids)
@@ -44,9 +44,9 @@ local function make_anchors(grids)
 end
 
 --- Loads the detector. dir: the folder of the model files.
----@param range 'full'|'short'
----@param dir string
----@param device string? device of the network and the frames ('cpu')
+--- @param range 'full'|'short'
+--- @param dir string
+--- @param device string? device of the network and the frames ('cpu')
 function detector.load(range, dir, device)
   local kind = KINDS[range]
   if not kind then
@@ -125,8 +125,8 @@ local function merge(group)
 end
 
 --- Merges overlapping detections (weighted non-maximum suppression); `found` is sorted by descending score.
----@param found crescent.face.detection[]
----@return crescent.face.detection[]
+--- @param found crescent.face.detection[]
+--- @return crescent.face.detection[]
 function detector.suppress(found)
   local faces = {}
   while #found > 0 do
@@ -142,9 +142,9 @@ function detector.suppress(found)
 end
 
 --- All faces of several frames, by descending score.
----@param frames Tensor[] u8 [H W 3], RGB, at least one, all of the same size
----@param least number? minimum score (0.5)
----@return crescent.face.detection[][]
+--- @param frames Tensor[] u8 [H W 3], RGB, at least one, all of the same size
+--- @param least number? minimum score (0.5)
+--- @return crescent.face.detection[][]
 function detector:detect_each(frames, least)
   return cr.scope(function()
     local square, cuts = whole_frame(frames[1].shape[2], frames[1].shape[1]), {}
@@ -160,9 +160,9 @@ function detector:detect_each(frames, least)
 end
 
 --- All faces of a frame, by descending score.
----@param frame Tensor u8 [H W 3], RGB
----@param least number? minimum score (0.5)
----@return crescent.face.detection[]
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param least number? minimum score (0.5)
+--- @return crescent.face.detection[]
 function detector:detect(frame, least) return self:detect_each({ frame }, least)[1] end
 
 --- Frees the weights. May be called twice.

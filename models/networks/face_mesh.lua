@@ -17,8 +17,8 @@ local MARGIN = 1.5 -- side of the crop relative to the box
 local RIGHT_EYE, LEFT_EYE = 33, 263
 
 --- Loads the mesh. dir: the folder of the model files.
----@param dir string
----@param device string? device of the network and the frames ('cpu')
+--- @param dir string
+--- @param device string? device of the network and the frames ('cpu')
 function mesh.load(dir, device)
   -- One thread, because its convolutions are so small that threads would mostly wait for each other.
   local net = tflite.open(dir .. '/' .. FILE, { threads = 1, device = device, record = true })
@@ -39,15 +39,15 @@ local function square_of(box, right_eye, left_eye)
 end
 
 --- The crop for a detected face.
----@param face crescent.face.detection
----@return crescent.face.square
+--- @param face crescent.face.detection
+--- @return crescent.face.square
 function mesh.square_of_detection(face)
   return square_of(face.box, face.keypoints[1], face.keypoints[2])
 end
 
 --- The smallest upright box around mesh points.
----@param points number[][]
----@return number[] box x1, y1, x2, y2
+--- @param points number[][]
+--- @return number[] box x1, y1, x2, y2
 function mesh.box_of(points)
   local box = { math.huge, math.huge, -math.huge, -math.huge }
   for _, p in ipairs(points) do
@@ -58,20 +58,20 @@ function mesh.box_of(points)
 end
 
 --- The crop for a face whose mesh in the previous frame is known.
----@param points number[][]
----@return crescent.face.square
+--- @param points number[][]
+--- @return crescent.face.square
 function mesh.square_of_mesh(points)
   return square_of(mesh.box_of(points), points[RIGHT_EYE + 1], points[LEFT_EYE + 1])
 end
 
----@class crescent.face.mesh
----@field points number[][] 468 points {x, y} in pixels of the frame; MediaPipe's point k is element k + 1
----@field presence number confidence that there is a face, 0..1
----@field evidence number presence as log-odds
+--- @class crescent.face.mesh
+--- @field points number[][] 468 points {x, y} in pixels of the frame; MediaPipe's point k is element k + 1
+--- @field presence number confidence that there is a face, 0..1
+--- @field evidence number presence as log-odds
 
 --- The meshes of several faces.
----@param faces {frame: Tensor, square: crescent.face.square}[] at least one; frame u8 [H W 3], RGB
----@return crescent.face.mesh[]
+--- @param faces {frame: Tensor, square: crescent.face.square}[] at least one; frame u8 [H W 3], RGB
+--- @return crescent.face.mesh[]
 function mesh:find_each(faces)
   local found, size = {}, self.size
   cr.scope(function()
@@ -92,9 +92,9 @@ function mesh:find_each(faces)
 end
 
 --- The mesh of the face in `square`.
----@param frame Tensor u8 [H W 3], RGB
----@param square crescent.face.square
----@return number[][] points as in crescent.face.mesh, number presence, number evidence
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param square crescent.face.square
+--- @return number[][] points as in crescent.face.mesh, number presence, number evidence
 function mesh:find(frame, square)
   local found = self:find_each({ { frame = frame, square = square } })[1]
   return found.points, found.presence, found.evidence

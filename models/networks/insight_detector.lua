@@ -30,16 +30,16 @@ local MOST_SHARED = single(0.4) -- maximum IoU of two boxes that are both kept
 local WHAT = "a face detector of InsightFace's"
 
 --- Loads the detector.
----@param path string
----@param device string? device of the network and the frames ('cpu')
+--- @param path string
+--- @param device string? device of the network and the frames ('cpu')
 function detector.load(path, device)
   return setmetatable({ net = file.open(path, WHAT, 3 * #STRIDES, { device = device }) }, detector)
 end
 
 --- Scales and pads a frame to the network's input.
----@param frame Tensor u8 [H W 3]
----@return Tensor? u8 [512 512 3]; nil if the frame is so narrow that a side would be scaled to 0
----@return number? scale from frame pixels to input pixels
+--- @param frame Tensor u8 [H W 3]
+--- @return Tensor? u8 [512 512 3]; nil if the frame is so narrow that a side would be scaled to 0
+--- @return number? scale from frame pixels to input pixels
 function detector.letterbox(frame)
   local size, height, width = detector.SIZE, frame:size(1), frame:size(2)
   local ratio, new_height, new_width = height / width, detector.SIZE, detector.SIZE
@@ -51,15 +51,15 @@ function detector.letterbox(frame)
 end
 
 --- A face in frame pixels.
----@class crescent.insight.detection
----@field box number[] x1, y1, x2, y2
----@field score number 0..1
----@field keypoints number[][] left eye, right eye, nose, corners of the mouth, as seen in the picture
+--- @class crescent.insight.detection
+--- @field box number[] x1, y1, x2, y2
+--- @field score number 0..1
+--- @field keypoints number[][] left eye, right eye, nose, corners of the mouth, as seen in the picture
 
 --- The anchors with a score of at least 0.5, in the order of the grids.
----@param outputs ffi.cdata*[] float pointers: three of scores, of distances and of points, for strides 8, 16, 32
----@param scale number the scale returned by letterbox
----@return crescent.insight.detection[]
+--- @param outputs ffi.cdata*[] float pointers: three of scores, of distances and of points, for strides 8, 16, 32
+--- @param scale number the scale returned by letterbox
+--- @return crescent.insight.detection[]
 function detector.decode(outputs, scale)
   local found = {}
   scale = single(scale)
@@ -94,8 +94,8 @@ local function overlap(a, b)
 end
 
 --- Sorts by descending score and removes boxes that overlap a better one too much.
----@param found crescent.insight.detection[] from decode; is sorted in place
----@return crescent.insight.detection[]
+--- @param found crescent.insight.detection[] from decode; is sorted in place
+--- @return crescent.insight.detection[]
 function detector.suppress(found)
   table.sort(found, most_first('score', 'order'))
   for _, f in ipairs(found) do f.area = single(length(f.box[1], f.box[3]) * length(f.box[2], f.box[4])) end
@@ -112,8 +112,8 @@ function detector.suppress(found)
 end
 
 --- The network's outputs for a letterboxed image.
----@param picture Tensor u8 [512 512 3]
----@return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
+--- @param picture Tensor u8 [512 512 3]
+--- @return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
 function detector:maps(picture)
   local x = file.planes(picture)
   local out = { self.net:run((x - 127.5) / 128) }
@@ -131,8 +131,8 @@ function detector:maps(picture)
 end
 
 --- All faces of a frame, by descending score.
----@param frame Tensor u8 [H W 3], RGB
----@return crescent.insight.detection[]
+--- @param frame Tensor u8 [H W 3], RGB
+--- @return crescent.insight.detection[]
 function detector:detect(frame)
   return cr.scope(function()
     local picture, scale = detector.letterbox(frame)

@@ -8,16 +8,16 @@ local M = {}
 local cell = ffi.new 'float[1]'
 
 --- Rounds a number to single precision, as the package computes.
----@param x number
----@return number
+--- @param x number
+--- @return number
 function M.single(x)
   cell[0] = x
   return cell[0]
 end
 
 --- The planes of an RGB image in the order of the training data: blue, green, red.
----@param picture Tensor u8 [H W 3]
----@return Tensor f32 [1 3 H W], 0 to 255
+--- @param picture Tensor u8 [H W 3]
+--- @return Tensor f32 [1 3 H W], 0 to 255
 function M.planes(picture)
   local planes = {}
   for c = 1, 3 do planes[c] = picture:narrow(3, 4 - c, 1) end
@@ -25,11 +25,11 @@ function M.planes(picture)
 end
 
 --- Opens one of the files; refuses other networks.
----@param path string
----@param what string name for messages: "a face detector of InsightFace's"
----@param outputs integer number of outputs
----@param options table options of cr.onnx.open
----@return cr.onnx.net
+--- @param path string
+--- @param what string name for messages: "a face detector of InsightFace's"
+--- @param outputs integer number of outputs
+--- @param options table options of cr.onnx.open
+--- @return cr.onnx.net
 function M.open(path, what, outputs, options)
   local net = cr.onnx.open(path, options)
   local ok, err = pcall(function()
@@ -46,11 +46,11 @@ function M.open(path, what, outputs, options)
 end
 
 --- Checks the size of a network's output.
----@param net cr.onnx.net
----@param what string as for open
----@param output Tensor
----@param wanted integer number of elements
----@return Tensor [wanted]
+--- @param net cr.onnx.net
+--- @param what string as for open
+--- @param output Tensor
+--- @param wanted integer number of elements
+--- @return Tensor [wanted]
 function M.expect(net, what, output, wanted)
   if output:numel() ~= wanted then
     error(('%s: not %s: an output has %d elements, not %d'):format(net.path, what, output:numel(), wanted), 0)

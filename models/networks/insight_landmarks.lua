@@ -32,8 +32,8 @@ local function scales_itself(nodes)
 end
 
 --- Loads the network.
----@param path string
----@param device string? device of the network and the frames ('cpu')
+--- @param path string
+--- @param device string? device of the network and the frames ('cpu')
 function landmarks.load(path, device)
   -- One thread, because its convolutions are so small that threads would mostly wait for each other.
   local net = file.open(path, WHAT, 1, { threads = 1, device = device })
@@ -41,8 +41,8 @@ function landmarks.load(path, device)
 end
 
 --- The matrix from the frame to the crop around a box.
----@param box number[] x1, y1, x2, y2, single precision
----@return number[]? six numbers, row by row; nil if the box is empty or invalid
+--- @param box number[] x1, y1, x2, y2, single precision
+--- @return number[]? six numbers, row by row; nil if the box is empty or invalid
 function landmarks.matrix(box)
   local side = math.max(single(box[3] - box[1]), single(box[4] - box[2])) * MARGIN
   local s = SIZE / side
@@ -53,8 +53,8 @@ function landmarks.matrix(box)
 end
 
 --- The inverse matrix, computed as in OpenCV.
----@param m number[]
----@return number[]
+--- @param m number[]
+--- @return number[]
 function landmarks.inverse(m)
   local d = 1 / (m[1] * m[5] - m[2] * m[4])
   local a, b, e, f = m[5] * d, -m[2] * d, -m[4] * d, m[1] * d
@@ -62,14 +62,14 @@ function landmarks.inverse(m)
 end
 
 --- The crop that is the network's input.
----@param frame Tensor u8 [H W 3]
----@param matrix number[]
----@return Tensor u8 [192 192 3]
+--- @param frame Tensor u8 [H W 3]
+--- @param matrix number[]
+--- @return Tensor u8 [192 192 3]
 function landmarks.cut(frame, matrix) return image.warp_fixed(frame, matrix, SIZE, SIZE) end
 
 --- The network's output for a crop.
----@param cut Tensor u8 [192 192 3], RGB
----@return Tensor f32 [212], on the CPU: x and y of each point, with the crop spanning -1 to 1
+--- @param cut Tensor u8 [192 192 3], RGB
+--- @return Tensor f32 [212], on the CPU: x and y of each point, with the crop spanning -1 to 1
 function landmarks:places(cut)
   local x = file.planes(cut)
   local y = self.net:run(self.scales_itself and x or (x - 127.5) / 128):to 'cpu'
@@ -77,9 +77,9 @@ function landmarks:places(cut)
 end
 
 --- Maps points of a crop to the frame.
----@param places ffi.cdata* 212 floats
----@param matrix number[] the crop's matrix
----@return number[][] 106 of {x, y}, single precision; the package's point k is element k + 1
+--- @param places ffi.cdata* 212 floats
+--- @param matrix number[] the crop's matrix
+--- @return number[][] 106 of {x, y}, single precision; the package's point k is element k + 1
 function landmarks.in_frame(places, matrix)
   local back, points = landmarks.inverse(matrix), {}
   local function of_cut(v) return single(single(v + 1) * (SIZE / 2)) end
@@ -91,9 +91,9 @@ function landmarks.in_frame(places, matrix)
 end
 
 --- The points of the face in a box, or nil if the box is empty.
----@param frame Tensor u8 [H W 3], RGB
----@param box number[] x1, y1, x2, y2 in pixels
----@return number[][]? 106 of {x, y}
+--- @param frame Tensor u8 [H W 3], RGB
+--- @param box number[] x1, y1, x2, y2 in pixels
+--- @return number[][]? 106 of {x, y}
 function landmarks:find(frame, box)
   local matrix = landmarks.matrix(box)
   if not matrix then return nil end

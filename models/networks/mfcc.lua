@@ -78,9 +78,9 @@ end
 local function positive(x) return cr.where(x:eq(0), TINY, x) end
 
 --- The coefficients of a sound. The last frame is zero-padded.
----@param samples Tensor f32 or f64 [n], 16 kHz, in units of 16-bit integers (-32768..32767)
----@param before number? the sample before the first, if this is a piece of a longer sound
----@return Tensor f32 [rows 13]: row r covers samples 160 r .. 160 r + 399 (from 0)
+--- @param samples Tensor f32 or f64 [n], 16 kHz, in units of 16-bit integers (-32768..32767)
+--- @param before number? the sample before the first, if this is a piece of a longer sound
+--- @return Tensor f32 [rows 13]: row r covers samples 160 r .. 160 r + 399 (from 0)
 function M.compute(samples, before)
   if not cr.is_tensor(samples) or samples:dim() ~= 1 or samples:numel() == 0 then
     error('mfcc: the sound must be a tensor of samples [n]', 2)

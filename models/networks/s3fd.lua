@@ -62,13 +62,13 @@ local Net = {}
 Net.__index = Net
 
 --- Creates a network from a tree of its weights (weights.tree).
----@param tree table
----@param device string? their device ('cpu')
+--- @param tree table
+--- @param device string? their device ('cpu')
 function s3fd.new(tree, device) return setmetatable({ w = tree, device = device or 'cpu' }, Net) end
 
 --- Loads sfd_face.pth.
----@param path string
----@param options table? {device = 'cpu'}
+--- @param path string
+--- @param options table? {device = 'cpu'}
 function s3fd.load(path, options)
   local file = weights.open(path)
   local ok, result = pcall(function()
@@ -81,8 +81,8 @@ function s3fd.load(path, options)
 end
 
 --- The raw output maps for images.
----@param x Tensor f32 [1 H W 3], RGB minus the mean
----@return Tensor[] boxes [1 h w 4], Tensor[] scores [1 h w 2] (the first map's [1 h w 4])
+--- @param x Tensor f32 [1 H W 3], RGB minus the mean
+--- @return Tensor[] boxes [1 h w 4], Tensor[] scores [1 h w 2] (the first map's [1 h w 4])
 function Net:maps(x)
   local w, sources = self.w, {}
   for _, layer in ipairs(LAYERS) do
@@ -134,9 +134,9 @@ local function suppress(found, most)
 end
 
 --- The faces of an image, by descending score.
----@param x Tensor f32 [1 H W 3], RGB minus the mean
----@param least number? minimum score (0.05, the network's own)
----@return table[] {score, box = {x1, y1, x2, y2} relative to the image's sides}
+--- @param x Tensor f32 [1 H W 3], RGB minus the mean
+--- @param least number? minimum score (0.05, the network's own)
+--- @return table[] {score, box = {x1, y1, x2, y2} relative to the image's sides}
 function Net:detect(x, least)
   least = math.max(least or LEAST, LEAST)
   local found = {}
@@ -195,8 +195,8 @@ end
 
 --- The faces of a frame as the reference's metric uses them: searched at a quarter of the size, with a score above
 --- 0.9, by descending score.
----@param frame Tensor u8 [H W 3], RGB
----@return table[] {score, box = {x1, y1, x2, y2} in pixels}
+--- @param frame Tensor u8 [H W 3], RGB
+--- @return table[] {score, box = {x1, y1, x2, y2} in pixels}
 function Net:find(frame)
   if frame.dtype ~= 'u8' or frame:dim() ~= 3 or frame:size(3) ~= 3 then
     error(('s3fd: the frame must be u8 [H W 3], not %s [%s]'):format(frame.dtype, table.concat(frame.shape, ' ')), 2)

@@ -69,8 +69,8 @@ syncnet.FULL = {
 }
 
 --- All tensors of a network, with their shapes in the checkpoint.
----@param sizes table? like syncnet.FULL: channels of the convolutions, the last image kernel, the linear layers
----@return table[] {name, shape}, {name =, shape =, optional = true}
+--- @param sizes table? like syncnet.FULL: channels of the convolutions, the last image kernel, the linear layers
+--- @return table[] {name, shape}, {name =, shape =, optional = true}
 function syncnet.expected(sizes)
   sizes = sizes or syncnet.FULL
   local list = {}
@@ -146,8 +146,8 @@ local function range(value, limit)
 end
 
 --- Checks settings and fills in defaults; `height` and `width` become those of the image.
----@param settings table? like syncnet.DEFAULTS
----@param where string? their origin, for messages
+--- @param settings table? like syncnet.DEFAULTS
+--- @param where string? their origin, for messages
 function syncnet.settings(settings, where)
   local s = {}
   for key, value in pairs(syncnet.DEFAULTS) do s[key] = value end
@@ -209,8 +209,8 @@ Net.__index = Net
 
 --- Creates a network from a tree of its weights (float32, on the CPU, convolutions channels-last as weights.tree
 --- makes them).
----@param tree table
----@param options table? {settings (see syncnet.DEFAULTS), device = 'cpu', where = a name for messages}
+--- @param tree table
+--- @param options table? {settings (see syncnet.DEFAULTS), device = 'cpu', where = a name for messages}
 function syncnet.new(tree, options)
   options = options or {}
   local settings = syncnet.settings(options.settings, options.where)
@@ -262,10 +262,10 @@ local function same_shapes(a, b)
 end
 
 --- Loads a SyncNet.
----@param path string weights in any readable format, with their settings in NAME.json beside them, except for
+--- @param path string weights in any readable format, with their settings in NAME.json beside them, except for
 ---  syncnet_v2.model
----@param options table? {device = 'cpu', settings = used instead of those beside the file}
----@return table net: `full` says whether it has syncnet_v2.model's sizes
+--- @param options table? {device = 'cpu', settings = used instead of those beside the file}
+--- @return table net: `full` says whether it has syncnet_v2.model's sizes
 function syncnet.load(path, options)
   options = options or {}
   local settings = options.settings or settings_beside(path)
@@ -296,8 +296,8 @@ local function run(self, x, part, head)
 end
 
 --- Embeddings of sound windows.
----@param rows Tensor f32 [4 (n - 1) + 20, 13]: MFCCs, the first window begins at the first row
----@return Tensor f32 [n D]
+--- @param rows Tensor f32 [4 (n - 1) + 20, 13]: MFCCs, the first window begins at the first row
+--- @return Tensor f32 [n D]
 function Net:sound(rows)
   if rows:dim() ~= 2 or rows:size(2) ~= COEFFICIENTS or rows:size(1) < syncnet.ROWS then
     error(('syncnet: the sound is %s, expected rows [20 or more, 13]'):format(cr.is_tensor(rows)
@@ -313,8 +313,8 @@ function Net:sound(rows)
 end
 
 --- Embeddings of image windows.
----@param pictures Tensor u8 or float [n + 4, H, W, 3], RGB, 0..255: consecutive frames
----@return Tensor f32 [n D]
+--- @param pictures Tensor u8 or float [n + 4, H, W, 3], RGB, 0..255: consecutive frames
+--- @return Tensor f32 [n D]
 function Net:mouth(pictures)
   local s = self.settings
   local shape = pictures.shape
@@ -354,7 +354,7 @@ Metric.__index = Metric
 
 --- Accumulates the distances of a clip's windows: call `metric:add(mouth, sound)` in order, then `metric:result()`.
 --- It holds about 30 windows, whatever the clip's length.
----@return table
+--- @return table
 function syncnet.metric()
   return setmetatable({ count = 0, sums = {} }, Metric)
 end
@@ -388,8 +388,8 @@ local function append(old, new)
 end
 
 --- Adds the embeddings of more windows, equally many of images and of sound.
----@param mouth Tensor [n D]
----@param sound Tensor [n D]
+--- @param mouth Tensor [n D]
+--- @param sound Tensor [n D]
 function Metric:add(mouth, sound)
   if mouth:dim() ~= 2 or sound:dim() ~= 2 or mouth:size(1) ~= sound:size(1) or mouth:size(2) ~= sound:size(2) then
     error(('syncnet: expected embeddings [n D] of equally many windows, not [%s] and [%s]'):format(
@@ -405,8 +405,8 @@ function Metric:add(mouth, sound)
 end
 
 --- The offset with the smallest mean distance, and the confidence: how far this distance is below the median.
----@param distances number[] 31 means, for offsets 15 ... -15
----@return number offset in frames, number confidence, number minimum
+--- @param distances number[] 31 means, for offsets 15 ... -15
+--- @return number offset in frames, number confidence, number minimum
 function syncnet.judge(distances)
   local best = 1
   for k, d in ipairs(distances) do
@@ -419,7 +419,7 @@ function syncnet.judge(distances)
 end
 
 --- Finishes the clip.
----@return table? {offset (frames; positive if the sound precedes the video), confidence, minimum, distances = number[31]: the
+--- @return table? {offset (frames; positive if the sound precedes the video), confidence, minimum, distances = number[31]: the
 ---  mean distances at offsets 15, 14 ... -15, windows}; nil if there was no window
 function Metric:result()
   if not self.sound then return nil end

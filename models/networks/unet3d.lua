@@ -23,21 +23,21 @@ local M = { config = settings.config, expected = settings.expected }
 --- weights.tree's `adjacent`: weights that are fused into one product are stored contiguously.
 M.adjacent = { { 'to_q.weight', 'to_k.weight', 'to_v.weight' } }
 
----@class UNet3D
----@field config UNetConfig
----@field w table the tree of weights
----@field trace? fun(name: string, x: Tensor) is called with the outputs of blocks; clone what you keep
----@field idle table<string, DenoiserState[]> states of freed denoisers, for reuse on a GPU
+--- @class UNet3D
+--- @field config UNetConfig
+--- @field w table the tree of weights
+--- @field trace? fun(name: string, x: Tensor) is called with the outputs of blocks; clone what you keep
+--- @field idle table<string, DenoiserState[]> states of freed denoisers, for reuse on a GPU
 local unet = {}
 unet.__index = unet
 
 -- One run of the network: what varies between runs, besides x.
----@class UNetPass
----@field frames integer
----@field bias fun(w: table, batch: integer): Tensor the time embedding of a resnet, [batch C]
----@field keys? fun(w: table): Tensor, Tensor keys and values of the audio; nil without audio
----@field guided boolean the batch has two halves, and only the second one has audio tokens
----@field hook? function wraps each layer (models/networks/unet3d_hook.lua)
+--- @class UNetPass
+--- @field frames integer
+--- @field bias fun(w: table, batch: integer): Tensor the time embedding of a resnet, [batch C]
+--- @field keys? fun(w: table): Tensor, Tensor keys and values of the audio; nil without audio
+--- @field guided boolean the batch has two halves, and only the second one has audio tokens
+--- @field hook? function wraps each layer (models/networks/unet3d_hook.lua)
 
 -- ---- preparing the weights ----
 
@@ -80,10 +80,10 @@ end
 
 --- Creates the network from its tree of weights (weights.tree of a checkpoint that weights.check has compared with
 --- `expected`). It takes the tree over and replaces weights by fused ones.
----@param tree table
----@param config? UNetConfig
----@param options? { fuse?: boolean } fuse = false keeps query, key and value separate, for tests
----@return UNet3D
+--- @param tree table
+--- @param config? UNetConfig
+--- @param options? { fuse?: boolean } fuse = false keeps query, key and value separate, for tests
+--- @return UNet3D
 function M.new(tree, config, options)
   config = config or settings.config()
   local self = setmetatable({ config = config, w = tree, idle = {} }, unet)
@@ -115,8 +115,8 @@ function M.new(tree, config, options)
 end
 
 --- The same network on another device, with weights of its own.
----@param device string
----@return UNet3D
+--- @param device string
+--- @return UNet3D
 function unet:on(device)
   local w = cr.weights.on(self.w, device)
   return setmetatable({ config = self.config, w = w, idle = {}, dtype = self.dtype, device = w.conv_in.weight.device }, unet)
@@ -279,10 +279,10 @@ function unet:check_audio(audio, rows)
 end
 
 --- The plain network.
----@param sample Tensor [B F H W in_channels]
----@param t number|number[] timestep, or one per batch element
----@param audio? Tensor [B F T D] tokens of each frame; nil skips cross-attention
----@return Tensor epsilon [B F H W out_channels]
+--- @param sample Tensor [B F H W in_channels]
+--- @param t number|number[] timestep, or one per batch element
+--- @param audio? Tensor [B F T D] tokens of each frame; nil skips cross-attention
+--- @return Tensor epsilon [B F H W out_channels]
 function unet:forward(sample, t, audio)
   self:check_video('the sample', sample, self.config.in_channels)
   local B, F = sample:size(1), sample:size(2)
@@ -310,8 +310,8 @@ function unet:forward(sample, t, audio)
 end
 
 --- The network optimized for the steps of one window.
----@param window UNetWindow
----@return UNetDenoiser
+--- @param window UNetWindow
+--- @return UNetDenoiser
 function unet:denoiser(window) return denoiser.new(self, window) end
 
 return M

@@ -113,17 +113,17 @@ local function copy(t)
   return c
 end
 
----@class UNetConfig
----@field block_out_channels integer[] channels per level
----@field heads integer[] attention heads per level
----@field layers_per_block integer
----@field cross_attention_dim integer
----@field motion table settings of the motion modules
+--- @class UNetConfig
+--- @field block_out_channels integer[] channels per level
+--- @field heads integer[] attention heads per level
+--- @field layers_per_block integer
+--- @field cross_attention_dim integer
+--- @field motion table settings of the motion modules
 
 --- Checks a `model` block of LatentSync's YAML or JSON files (or a whole file's table with that block) and fills in
 --- LatentSync's values for missing fields.
----@param source? table
----@return UNetConfig
+--- @param source? table
+--- @return UNetConfig
 function M.config(source)
   source = source or {}
   if type(source) ~= 'table' then fail('expected a table, not a %s', type(source)) end
@@ -244,7 +244,7 @@ function M.has_motion(config, i, half)
 end
 
 --- The tensors of a checkpoint: a list of { name =, shape =, optional = } with PyTorch shapes.
----@param c UNetConfig
+--- @param c UNetConfig
 function M.expected(c)
   local list = {}
   local function add(name, ...)

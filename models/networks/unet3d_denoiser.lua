@@ -17,32 +17,32 @@ local shape_text = nets.shape_text
 
 local M = {}
 
----@class UNetWindow
----@field cond Tensor [1 F h w 9] mask, masked and reference latents
----@field audio? Tensor [F T D] tokens
----@field guidance? number (1.5); at most 1 means no unconditional half
----@field timesteps integer[] timesteps of all steps
----@field savings? table<string, boolean> false disables one: 'convolution', 'time', 'keys', 'deaf' (the unconditional half
+--- @class UNetWindow
+--- @field cond Tensor [1 F h w 9] mask, masked and reference latents
+--- @field audio? Tensor [F T D] tokens
+--- @field guidance? number (1.5); at most 1 means no unconditional half
+--- @field timesteps integer[] timesteps of all steps
+--- @field savings? table<string, boolean> false disables one: 'convolution', 'time', 'keys', 'deaf' (the unconditional half
 ---  without cross-attention)
----@field record? boolean false: do not use CUDA graphs
+--- @field record? boolean false: do not use CUDA graphs
 
----@class UNetDenoiser
+--- @class UNetDenoiser
 local denoiser = {}
 denoiser.__index = denoiser
 
 -- The tensors that a window's steps read but do not change; `tensors` lists all of them in a fixed order. On a GPU
 -- they keep their addresses from window to window, because CUDA graphs read them there.
----@class DenoiserState
----@field tensors Tensor[]
----@field cond Tensor
----@field first? table weights of the first convolution for the latents' channels
----@field share? Tensor the conditioning's contribution to its result
----@field tokens? Tensor
----@field cache? table<table, Tensor[]> keys and values per layer
----@field steps table<string, function> by kind: (latents, time, deep?) -> prediction, deep?
----@field step_of fun(halves: boolean, branch?: integer, shallow: boolean, hook?: table): function
----@field memory table tensors that hooks keep between steps
----@field hooked table<string, function> by kind: the hook's function that was recorded
+--- @class DenoiserState
+--- @field tensors Tensor[]
+--- @field cond Tensor
+--- @field first? table weights of the first convolution for the latents' channels
+--- @field share? Tensor the conditioning's contribution to its result
+--- @field tokens? Tensor
+--- @field cache? table<table, Tensor[]> keys and values per layer
+--- @field steps table<string, function> by kind: (latents, time, deep?) -> prediction, deep?
+--- @field step_of fun(halves: boolean, branch?: integer, shallow: boolean, hook?: table): function
+--- @field memory table tensors that hooks keep between steps
+--- @field hooked table<string, function> by kind: the hook's function that was recorded
 
 local function hold(state, t)
   state.tensors[#state.tensors + 1] = t
@@ -136,9 +136,9 @@ end
 --- The network for the steps of one window. Its tensors do not belong to a scope: they live until :free() or garbage
 --- collection. On a GPU, steps are recorded (cr.graph), and the next window of the same kind reuses the recordings of
 --- a denoiser that was freed.
----@param self UNet3D
----@param window UNetWindow
----@return UNetDenoiser
+--- @param self UNet3D
+--- @param window UNetWindow
+--- @return UNetDenoiser
 function M.new(self, window)
   local cond, config = window.cond, self.config
   local channels = cond:size(-1)
@@ -191,18 +191,18 @@ function M.new(self, window)
   return d
 end
 
----@class PredictHow
----@field guided? boolean false: only the conditional half
----@field branch? integer DeepCache branch, whose features are also returned, or taken from `deep`
----@field deep? Tensor
----@field hook? table wraps each layer (models/networks/unet3d_hook.lua)
+--- @class PredictHow
+--- @field guided? boolean false: only the conditional half
+--- @field branch? integer DeepCache branch, whose features are also returned, or taken from `deep`
+--- @field deep? Tensor
+--- @field hook? table wraps each layer (models/networks/unet3d_hook.lua)
 
 --- The predictions at a step, before guidance.
----@param x Tensor [1 F h w 4] latents
----@param step integer index of the timestep, from 1
----@param how? PredictHow
----@return Tensor predictions [2 F h w 4], the unconditional one first; [1 F h w 4] without guidance
----@return Tensor? deep DeepCache's features, if a branch was given without `deep`
+--- @param x Tensor [1 F h w 4] latents
+--- @param step integer index of the timestep, from 1
+--- @param how? PredictHow
+--- @return Tensor predictions [2 F h w 4], the unconditional one first; [1 F h w 4] without guidance
+--- @return Tensor? deep DeepCache's features, if a branch was given without `deep`
 function denoiser:predict(x, step, how)
   how = how or {}
   local network = self.unet
@@ -240,9 +240,9 @@ function denoiser:predict(x, step, how)
 end
 
 --- The prediction at a step, with guidance.
----@param x Tensor [1 F h w 4] latents
----@param step integer index of the timestep, from 1
----@return Tensor [1 F h w 4]
+--- @param x Tensor [1 F h w 4] latents
+--- @param step integer index of the timestep, from 1
+--- @return Tensor [1 F h w 4]
 function denoiser:call(x, step)
   return cr.scope(function()
     local y = self:predict(x, step)

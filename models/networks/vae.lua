@@ -34,16 +34,16 @@ local MOST_LEVELS, MOST_CHANNELS = 8, 65536
 
 local function fail(...) checks.fail(WHERE, ...) end
 
----@class VAEConfig
----@field block_out_channels integer[]
----@field layers_per_block integer
----@field latent_channels integer
----@field scaling_factor number
----@field factor integer side of a latent in pixels
+--- @class VAEConfig
+--- @field block_out_channels integer[]
+--- @field layers_per_block integer
+--- @field latent_channels integer
+--- @field scaling_factor number
+--- @field factor integer side of a latent in pixels
 
 --- Checks diffusers' config.json (decoded) and fills in Stable Diffusion's values.
----@param source? table
----@return VAEConfig
+--- @param source? table
+--- @return VAEConfig
 function M.config(source)
   source = source or {}
   if type(source) ~= 'table' then fail('expected a table, not a %s', type(source)) end
@@ -85,8 +85,8 @@ function M.has_old_names(file)
 end
 
 --- The tensors of a checkpoint: a list of { name =, shape = [, or_shape =] } with PyTorch shapes.
----@param c VAEConfig
----@param old_names? boolean the attention's tensors are called query, key, value and proj_attn
+--- @param c VAEConfig
+--- @param old_names? boolean the attention's tensors are called query, key, value and proj_attn
 function M.expected(c, old_names)
   local list = {}
   local function both(name, out, ...)
@@ -146,11 +146,11 @@ end
 
 -- ---- the network ----
 
----@class VAE
----@field config VAEConfig
----@field w table
----@field slice? integer number of images processed at once, whatever their size
----@field pixels integer otherwise, the number of input pixels that an encoder processes at once
+--- @class VAE
+--- @field config VAEConfig
+--- @field w table
+--- @field slice? integer number of images processed at once, whatever their size
+--- @field pixels integer otherwise, the number of input pixels that an encoder processes at once
 local vae = {}
 vae.__index = vae
 
@@ -172,11 +172,11 @@ local function recorded(self)
 end
 
 --- Creates the autoencoder from its tree of weights, which it takes over; the attention may have its old names.
----@param tree table
----@param config? VAEConfig
----@param options? { slice?: integer } images at once; default: 1 on a CPU, and on a GPU as many as have a quarter of a megapixel
+--- @param tree table
+--- @param config? VAEConfig
+--- @param options? { slice?: integer } images at once; default: 1 on a CPU, and on a GPU as many as have a quarter of a megapixel
 --- (decoding: an eighth), at least 2: that fills a GPU and bounds its memory
----@return VAE
+--- @return VAE
 function M.new(tree, config, options)
   config = config or M.config()
   local first = tree.encoder.conv_in.weight
@@ -206,8 +206,8 @@ function M.new(tree, config, options)
 end
 
 --- A copy of the network on another device.
----@param device string
----@return VAE
+--- @param device string
+--- @return VAE
 function vae:on(device)
   local w = cr.weights.on(self.w, device)
   return recorded(setmetatable({ config = self.config, w = w, dtype = self.dtype, device = w.encoder.conv_in.weight.device,
@@ -333,9 +333,9 @@ local function check(what, x, channels)
 end
 
 --- The mean and log variance of the images' latents, unscaled.
----@param image Tensor [N H W 3] in [-1, 1]
----@return Tensor mean [N h w 4]
----@return Tensor logvar [N h w 4], not clamped; `sample` clamps it
+--- @param image Tensor [N H W 3] in [-1, 1]
+--- @return Tensor mean [N h w 4]
+--- @return Tensor logvar [N h w 4], not clamped; `sample` clamps it
 function vae:encode(image)
   check('a picture', image, self.config.in_channels)
   local factor = self.config.factor
@@ -353,8 +353,8 @@ function vae:encode(image)
 end
 
 --- Decodes unscaled latents to images.
----@param latent Tensor [N h w 4]
----@return Tensor [N H W 3], about in [-1, 1]
+--- @param latent Tensor [N h w 4]
+--- @return Tensor [N H W 3], about in [-1, 1]
 function vae:decode(latent)
   check('a latent', latent, self.config.latent_channels)
   return cr.scope(function()
@@ -372,10 +372,10 @@ end
 
 --- Samples from the posterior and scales for the UNet: (mean + std noise) * scaling_factor, with the log variance
 --- clamped to -30 .. 20.
----@param mean Tensor
----@param logvar Tensor
----@param noise? Tensor standard normal, shaped like mean; nil returns the mean
----@return Tensor
+--- @param mean Tensor
+--- @param logvar Tensor
+--- @param noise? Tensor standard normal, shaped like mean; nil returns the mean
+--- @return Tensor
 function vae:sample(mean, logvar, noise)
   return nn.posterior_sample(mean, logvar, noise, self.config.scaling_factor)
 end

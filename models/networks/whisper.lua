@@ -14,20 +14,20 @@ local M = {}
 
 local EPS = 1e-5
 
----@class WhisperDims
----@field n_mels integer
----@field n_audio_ctx integer positions per segment (1500)
----@field n_audio_state integer D
----@field n_audio_head integer
----@field n_audio_layer integer
+--- @class WhisperDims
+--- @field n_mels integer
+--- @field n_audio_ctx integer positions per segment (1500)
+--- @field n_audio_state integer D
+--- @field n_audio_head integer
+--- @field n_audio_layer integer
 
 -- The upper bounds of the fields of `dims`.
 local dim_bounds = { { 'n_mels', 1024 }, { 'n_audio_ctx', 65536 }, { 'n_audio_state', 65536 }, { 'n_audio_head', 1024 },
   { 'n_audio_layer', 256 } }
 
----@class Whisper
----@field dims WhisperDims
----@field w table
+--- @class Whisper
+--- @field dims WhisperDims
+--- @field w table
 local whisper = {}
 whisper.__index = whisper
 
@@ -61,7 +61,7 @@ local function find_dims(file, path)
 end
 
 --- The encoder's tensors: a list of { name =, shape = } with PyTorch shapes.
----@param d WhisperDims
+--- @param d WhisperDims
 function M.expected(d)
   local list = {}
   local D = d.n_audio_state
@@ -88,8 +88,8 @@ function M.expected(d)
 end
 
 --- Converts the encoder of a CTranslate2 model.bin to OpenAI's names; also returns its dims.
----@param file table from weights.open
----@return table<string, Tensor>, WhisperDims
+--- @param file table from weights.open
+--- @return table<string, Tensor>, WhisperDims
 function M.from_ctranslate2(file)
   local out = {}
   local function take(to, from) out['encoder.' .. to] = file:get('encoder/' .. from) end
@@ -151,10 +151,10 @@ end
 
 --- Loads the encoder of OpenAI's .pt, of a .safetensors with the dims in a .json beside it, or of a CTranslate2
 --- model.bin.
----@param path string
----@param options? { dtype?: string, device?: string, state?: integer } state: the width that the UNet's cross-attention
+--- @param path string
+--- @param options? { dtype?: string, device?: string, state?: integer } state: the width that the UNet's cross-attention
 --- requires
----@return Whisper
+--- @return Whisper
 function M.load(path, options)
   options = options or {}
   local opened = weights.open(path)
@@ -187,8 +187,8 @@ function M.load(path, options)
 end
 
 --- The feature width of a Whisper file, without loading it.
----@param path string
----@return integer
+--- @param path string
+--- @return integer
 function M.width(path)
   local file = weights.open(path)
   local ok, width = pcall(function()
@@ -201,9 +201,9 @@ function M.width(path)
 end
 
 --- Creates the encoder from the tree of its weights (below `encoder.`), which it takes over.
----@param tree table
----@param dims WhisperDims
----@return Whisper
+--- @param tree table
+--- @param dims WhisperDims
+--- @return Whisper
 function M.new(tree, dims)
   local D = dims.n_audio_state
   for _, name in ipairs { 'conv1', 'conv2' } do
@@ -240,8 +240,8 @@ end
 function whisper:segment_frames() return 2 * self.dims.n_audio_ctx end
 
 --- The features of one segment.
----@param mel Tensor [n 80], normalized log-mel: 3000 frames padded with 0, or a smaller even number, which costs less
----@return Tensor [n/2 layers+1 D]
+--- @param mel Tensor [n 80], normalized log-mel: 3000 frames padded with 0, or a smaller even number, which costs less
+--- @return Tensor [n/2 layers+1 D]
 function whisper:encode(mel)
   local d = self.dims
   local n = mel:size(1)

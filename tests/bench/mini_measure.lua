@@ -55,11 +55,11 @@ end
 local function distance(p, q) return math.sqrt((p[1] - q[1]) ^ 2 + (p[2] - q[2]) ^ 2) end
 
 --- Distance of the inner lips over the mouth's width.
----@param mesh number[][] 468 points
+--- @param mesh number[][] 468 points
 function M.opening(mesh) return distance(mesh[UPPER_LIP], mesh[LOWER_LIP]) / distance(mesh[LEFT_CORNER], mesh[RIGHT_CORNER]) end
 
 --- Curves of a video's frames: call read(frame) for each in turn; a frame without a face has false.
----@return table {n, opening = {}, chin = {{x, y} in pixels}, widths = {pixels of each face}, read = fun(frame)}
+--- @return table {n, opening = {}, chin = {{x, y} in pixels}, widths = {pixels of each face}, read = fun(frame)}
 function M.curves(finder)
   finder:reset()
   local self = { n = 0, opening = {}, chin = {}, widths = {} }
@@ -93,7 +93,7 @@ end
 
 --- A detector of all faces that processes a video once, even if it is evaluated several times: call of(key) before
 --- each time.
----@param finder table as models.face.load gives it; free() frees it
+--- @param finder table as models.face.load gives it; free() frees it
 function M.remembering(finder)
   local self, known, list, at = {}, {}, nil, 0
   function self.of(_, key)
@@ -114,11 +114,11 @@ end
 -- ---- the VAE ---------------------------------------------------------------------------------
 
 --- Sums of squared errors (in 8-bit levels) of a face image after encoding (to the mean) and decoding.
----@param model LatentSync
----@param frame Tensor u8 [H W 3]
----@param points number[][] the three alignment points
----@param mask Tensor f32 [size size 1]: 0 is the mouth's region
----@return table {whole =, mouth =} mean squared errors
+--- @param model LatentSync
+--- @param frame Tensor u8 [H W 3]
+--- @param points number[][] the three alignment points
+--- @param mask Tensor f32 [size size 1]: 0 is the mouth's region
+--- @return table {whole =, mouth =} mean squared errors
 function M.vae_error(model, frame, points, mask)
   return cr.scope(function()
     local S = model.size
@@ -145,10 +145,10 @@ function M.psnr(squared) return squared and 10 * math.log10(255 ^ 2 / math.max(s
 -- ---- the seam --------------------------------------------------------------------------------
 
 --- The number of pixels that differ from the input although the mask, warped to the frame, keeps them.
----@param before Tensor u8 [H W 3]
----@param after Tensor u8 [H W 3]
----@param matrix number[]? frame to crop; nil: no face, nothing may change
----@param mask Tensor f32 [size size 1] on the CPU
+--- @param before Tensor u8 [H W 3]
+--- @param after Tensor u8 [H W 3]
+--- @param matrix number[]? frame to crop; nil: no face, nothing may change
+--- @param mask Tensor f32 [size size 1] on the CPU
 function M.changed_outside(before, after, matrix, mask)
   local H, W, S = before:size(1), before:size(2), mask:size(1)
   local width, height = align.crop_size(S)
@@ -179,11 +179,11 @@ end
 --- The colour jump at the edge of the regenerated area, in 8-bit levels: the mean change of the pixels just inside,
 --- as root mean square over red, green and blue. Moving cheeks change single pixels in both directions; a face of
 --- another colour changes all of them equally, which is visible as an edge.
----@param before Tensor u8 [H W 3]
----@param after Tensor u8 [H W 3]
----@param matrix number[] frame to crop
----@param mask Tensor f32 [size size 1] on the CPU
----@return number? nil if no pixel lies there
+--- @param before Tensor u8 [H W 3]
+--- @param after Tensor u8 [H W 3]
+--- @param matrix number[] frame to crop
+--- @param mask Tensor f32 [size size 1] on the CPU
+--- @return number? nil if no pixel lies there
 function M.seam(before, after, matrix, mask)
   local H, W, S = before:size(1), before:size(2), mask:size(1)
   local width, height = align.crop_size(S)
@@ -220,12 +220,12 @@ end
 -- ---- generating ------------------------------------------------------------------------------
 
 --- Lip-syncs a video with the checkpoint's own sampling, as the command lipsync does.
----@param model LatentSync
----@param video string
----@param audio string
----@param options table {out = path of a lossless video with the sound (nil: none), steps, guidance, start, duration (seconds),
+--- @param model LatentSync
+--- @param video string
+--- @param audio string
+--- @param options table {out = path of a lossless video with the sound (nil: none), steps, guidance, start, duration (seconds),
 ---  frame = fun(before, after, item, mask, i)}
----@return integer frames
+--- @return integer frames
 function M.generate(model, video, audio, options)
   local sampler = samplers.new(settings.of_model({ steps = options.steps, guidance = options.guidance }, model.sampling,
     require 'models.latentsync.checkpoint'.scheduler(model.dir)))

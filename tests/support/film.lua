@@ -20,7 +20,7 @@ local SIDE = 200
 local known = {}
 
 --- The images of a talking person, u8 [200 200 3], forward and backward endlessly: who(i), from 0.
----@param name 'anna'|'bert'|'carl'
+--- @param name 'anna'|'bert'|'carl'
 function M.person(name)
   if not known[name] then
     local reader, list = media.reader(FILES[name], { fps = 25 }), {}
@@ -56,8 +56,8 @@ local function put(frame, picture, x, y)
 end
 
 --- Composes a frame: layers {image or who, x =, y = (upper left corner)} on a wall of one colour.
----@param i integer index of the frame, which selects a person's image
----@return Tensor u8 [height width 3], to be freed
+--- @param i integer index of the frame, which selects a person's image
+--- @return Tensor u8 [height width 3], to be freed
 function M.frame(height, width, layers, i, colour)
   local frame = cr.full({ height, width, 3 }, colour or 128, { dtype = 'u8' })
   cr.scope(function()
@@ -71,9 +71,9 @@ end
 
 --- Writes a video of two people who take turns, left and right: the demonstration's person, to whose sound
 --- (M.turns_sound) it fits, and the same person in other colours.
----@param path string
----@param turn integer? frame at which the second person begins (52, in a pause)
----@return integer turn
+--- @param path string
+--- @param turn integer? frame at which the second person begins (52, in a pause)
+--- @return integer turn
 function M.turns(path, turn)
   local reader, list = media.reader(FILES.carl, { fps = 25 }), {}
   for i, frame in ipairs(reader:read(125)) do

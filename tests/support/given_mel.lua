@@ -28,7 +28,7 @@ local function stream_of(mel)
 end
 
 --- Tokens of a whole spectrogram, in the form that audio.tokens returns for a sound.
----@param mel Tensor f32 [80 frames], as Whisper takes it
+--- @param mel Tensor f32 [80 frames], as Whisper takes it
 function M.tokens(model, mel)
   local own = audio.mel_stream
   audio.mel_stream = stream_of(mel)

@@ -13,8 +13,8 @@ local golden = {}
 golden.__index = golden
 
 --- Opens a file of tests/golden; the caller closes it.
----@param name string 'networks', 'image', 'pipeline', 'mediapipe'
----@param folder string? another folder, with the full outputs
+--- @param name string 'networks', 'image', 'pipeline', 'mediapipe'
+--- @param folder string? another folder, with the full outputs
 function M.open(name, folder)
   local self = setmetatable({ file = cr.weights.open((folder or M.folder) .. name .. '.safetensors'), thinned = {} }, golden)
   for _, stored in ipairs(self.file.names) do
@@ -42,7 +42,7 @@ function golden:get(key)
 end
 
 --- A result in the form of get(key): whole, or thinned. It is an error if its shape differs.
----@param x Tensor whole, in the reference's order of dimensions
+--- @param x Tensor whole, in the reference's order of dimensions
 function golden:cut(x, key)
   local thin = self.thinned[key]
   if not thin then return x end
@@ -52,7 +52,7 @@ function golden:cut(x, key)
 end
 
 --- Relative L2 error of a result against the numbers under a key.
----@param x Tensor whole, in the reference's order of dimensions
+--- @param x Tensor whole, in the reference's order of dimensions
 function golden:error(x, key) return t.relative_error(self:cut(x, key), self:get(key)) end
 
 --- Checks that a result has the reference's shape and is within `tolerance` of it (relative L2).

@@ -10,8 +10,8 @@ local M = {}
 
 --- A network's tree of weights by formula, created tensor by tensor. Buffers (optional tensors, or those in
 --- `buffers`) keep the model's own values.
----@param expected table[] from a model's expected()
----@param options? table options of weights.tree, and buffers = { name = Tensor }; options of the network itself are ignored
+--- @param expected table[] from a model's expected()
+--- @param options? table options of weights.tree, and buffers = { name = Tensor }; options of the network itself are ignored
 function M.tree(expected, options)
   local names, shapes = {}, {}
   options = options or {}
@@ -38,8 +38,8 @@ function M.tree(expected, options)
 end
 
 --- Variances of batch norms by formula: 1 + 0.1 v, so that none is negative.
----@param expected table[]
----@return table<string, Tensor> buffers of tree()
+--- @param expected table[]
+--- @return table<string, Tensor> buffers of tree()
 function M.variances(expected)
   local list = {}
   for _, e in ipairs(expected) do

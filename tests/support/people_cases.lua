@@ -74,10 +74,10 @@ local function name_of(box, layers, case)
 end
 
 --- Evaluates a film.
----@param finder table a finder with MediaPipe's networks, for the ground truth
----@param case table
----@param looks table? the tracker's finder (default: finder)
----@return table {picked = the names per frame, or '-'; cuts = frames; errors = frames in which a number belongs to another
+--- @param finder table a finder with MediaPipe's networks, for the ground truth
+--- @param case table
+--- @param looks table? the tracker's finder (default: finder)
+--- @return table {picked = the names per frame, or '-'; cuts = frames; errors = frames in which a number belongs to another
 ---  person; known = crowd:known(); right, wrong, passed, visible = numbers of frames}
 function M.go(finder, case, looks)
   local crowd = people.open { finder = looks or finder, choices = { choice.new(case.choice or 'largest') } }
@@ -308,7 +308,7 @@ local function real(path)
 end
 
 --- Films of two real people.
----@param shared fun(name: string): string paths of the developers' clips
+--- @param shared fun(name: string): string paths of the developers' clips
 function M.real(shared)
   local her, him = real(shared 'demo/demo1_video.mp4'), real(shared 'demo/demo2_video.mp4')
   local gray = plain(390, 390, 128)
