@@ -61,7 +61,11 @@ function kinds.redis()
       local ok, n = pcall(client.ask, client, 'XLEN', 'films')
       return ok and n or -1
     end,
-    dead = function() return client:ask('XLEN', 'films:dead') end,
+    dead = function()
+      local bodies = {}
+      for i, entry in ipairs(client:ask('XRANGE', 'films:dead', '-', '+')) do bodies[i] = entry[2][2] end
+      return bodies
+    end,
     close = function()
       client:close()
       server:stop()
@@ -86,7 +90,14 @@ function kinds.sqs()
       cloud:set { away = 0 }
     end,
     left = function() return count(place) end,
-    dead = function() return count(buried) end,
+    dead = function()
+      local bodies = {}
+      repeat
+        local list = sqs('ReceiveMessage', { QueueUrl = buried, MaxNumberOfMessages = 10, VisibilityTimeout = 600 }).Messages or {}
+        for _, m in ipairs(list) do bodies[#bodies + 1] = m.Body end
+      until #list == 0
+      return bodies
+    end,
     close = function() end,
   }
 end
@@ -153,7 +164,15 @@ for _, kind in ipairs { 'redis', 'sqs' } do
         end
         t.equal(made, JOBS)
         t.equal(wrong, 0)
-        t.equal(queue.dead(), POISONED)
+        -- Whom the answer to a letter does not reach sends it again: in SQS a job may lie there twice.
+        local dead, buried = {}, queue.dead()
+        for _, body in ipairs(buried) do
+          local id = json.decode(body).id
+          t.ok(id:find '^poison', id)
+          dead[#dead + 1], dead[id] = not dead[id] and id or nil, true
+        end
+        t.equal(#dead, POISONED)
+        t.ok(kind == 'sqs' or #buried == POISONED, #buried)
         for _, log in ipairs(logs) do
           for line in scratch.read(log):gmatch '[^\n]+' do
             repeated = repeated + (line:find('"event":"repeated"', 1, true) and 1 or 0)
