@@ -82,7 +82,7 @@ t.test('errors are one sentence, and nothing is written', function()
   local source = scratch.path 'x2.npy'
   cr.save(source, cr.tensor { -1, 2 })
   text, status = scratch.command(("%s%s --in x=%s --out %s"):format(program, one, source, source:match '^(.*)/'))
-  t.ok(status == 1 and text:find 'x2%.npy is the file of %-%-in', text)
+  t.ok(status == 1 and text:find 'x2%.npy is also the input of %-%-in', text)
   t.equal(flat(source), 'f32 [2] -1 2', 'the input is as it was')
 end)
 
