@@ -825,7 +825,8 @@ int cr_npz_save(const char *path, int32_t n, const char *const *names,
 /* Writes a file's SHA-256 to hex: 64 digits and a NUL. Any thread. */
 int cr_sha256_file(const char *path, char *hex);
 
-/* An incremental digest; algorithm is "SHA256" or "MD5". One thread at a time. */
+/* An incremental digest; algorithm is "SHA256", "MD5" or "CRC32" (a checksum, zlib's). One thread
+ * at a time. */
 typedef struct cr_digest cr_digest;
 int cr_digest_open(cr_digest **out, const char *algorithm);
 int cr_digest_add(cr_digest *d, const void *bytes, int64_t n);

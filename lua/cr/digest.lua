@@ -19,14 +19,14 @@ local function with(algorithm, fill)
   return ffi.string(hex)
 end
 
---- @param algorithm 'SHA256'|'MD5'
+--- @param algorithm 'SHA256'|'MD5'|'CRC32'
 --- @param text string
 --- @return string
 function M.of_text(algorithm, text)
   return with(algorithm, function(handle) check(C.cr_digest_add(handle, text, #text)) end)
 end
 
---- @param algorithm 'SHA256'|'MD5'
+--- @param algorithm 'SHA256'|'MD5'|'CRC32'
 --- @param path string
 --- @param offset integer? bytes to skip at the beginning (0)
 --- @param bytes integer? how many bytes (to the end of the file)

@@ -60,7 +60,11 @@ function M.is_private(address) return place_of(address).endpoint:find '^https:' 
 local function checks_of(h)
   local checks = { bytes = tonumber(h['content-length']), sha256 = h['x-amz-meta-sha256'] }
   if checks.sha256 then return checks end
-  local sha256 = h['x-amz-checksum-sha256'] and digest.from_base64((h['x-amz-checksum-sha256']:gsub('%-%d+$', '')))
+  local function sum(name)
+    local text = h['x-amz-checksum-' .. name]
+    return text and digest.from_base64((text:gsub('%-%d+$', '')))
+  end
+  local sha256, crc32 = sum 'sha256', sum 'crc32'
   local name, count = (h.etag or ''):match '^"?([^"-]+)%-?(%d*)"?$'
   -- The ETag of an object that is encrypted with a customer's key is not an MD5.
   local plain = (h['x-amz-server-side-encryption'] or 'AES256') == 'AES256' and not h['x-amz-server-side-encryption-customer-algorithm']
@@ -68,8 +72,8 @@ local function checks_of(h)
   local size = tonumber(h['x-amz-meta-part-bytes']) or 0
   if count == '' then
     checks.sha256, checks.md5 = sha256, not sha256 and md5 or nil
-  elseif (sha256 or md5) and size > 0 and tonumber(count) == math.ceil(checks.bytes / size) then
-    checks.parts = { algorithm = sha256 and 'SHA256' or 'MD5', bytes = size, digest = sha256 or md5 }
+  elseif (crc32 or md5) and size > 0 and tonumber(count) == math.ceil(checks.bytes / size) then
+    checks.parts = { algorithm = crc32 and 'CRC32' or 'MD5', bytes = size, digest = crc32 or md5 }
   end
   return checks
 end

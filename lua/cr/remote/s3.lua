@@ -1,7 +1,7 @@
 --- Objects of S3 and compatible services: s3://BUCKET/KEY, with the literal key, without percent-encoding.
 --
--- Large files are transferred in parts in parallel. The service checks uploads by the SHA-256 of the file or of its
--- parts. The object's metadata holds the SHA-256 of the whole file as x-amz-meta-sha256, or the size of its parts as
+-- Large files are transferred in parts in parallel. The service checks uploads by the SHA-256 of the file or the
+-- CRC-32 of its parts. The object's metadata holds the SHA-256 of the whole file as x-amz-meta-sha256, or the size of its parts as
 -- x-amz-meta-part-bytes. Downloads are checked by that, by the object's own checksum, or by an ETag that is an MD5.
 
 local digest = require 'cr.digest'

@@ -5,10 +5,11 @@
 --     up:finish(path)          sends the rest and changed parts; then the object appears
 --     up:abort()               removes everything
 --
--- The SHA-256 of a part is computed once, on a thread of the loop, while other parts are being sent. The service
--- checks it (x-amz-checksum-sha256, which is signed; for a service without checksums, the signature itself covers the
--- digest), and the digest of all these digests identifies the object. Invariant: the object is the file as finish()
--- read it, even if the file was changed after grow() had sent a part.
+-- The checksum of a part (CRC-32, the one that all services with checksums know; a cryptographic digest would take longer
+-- than a fast network) is computed once, on a thread of the loop, while other parts are being sent. The service checks
+-- it (x-amz-checksum-crc32, which is signed), and the checksum of all these checksums identifies the object. For a service
+-- without checksums, and without TLS, the signature covers the part's SHA-256. Invariant: the object is the file as
+-- finish() read it, even if the file was changed after grow() had sent a part.
 
 local arguments = require 'cr.arguments'
 local base64 = require 'cr.base64'
@@ -31,7 +32,7 @@ local COMPLETE = '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/20
 --- @class Upload
 --- @field address string
 --- @field size integer bytes of a part
---- @field parts table[] {sha256, etag} of each part that was sent
+--- @field parts table[] {crc, etag} of each part that was sent
 local Upload = {}
 Upload.__index = Upload
 
@@ -51,7 +52,7 @@ local function begin(self)
   if self.id then return end
   local begun = object.request(self.address, { method = 'POST', query = { uploads = '' }, body = '', headers = {
     ['Content-Type'] = self.o.type or 'application/octet-stream', ['x-amz-meta-part-bytes'] = ('%.0f'):format(self.size),
-    ['x-amz-checksum-algorithm'] = self.checked and 'SHA256' or nil,
+    ['x-amz-checksum-algorithm'] = self.checked and 'CRC32' or nil,
   } })
   self.id = begun.body:match '<UploadId>([^<]+)</UploadId>' or errors.fail(url.shown(self.address) .. ': the service returned no UploadId')
 end
@@ -60,22 +61,23 @@ end
 local function put(self, path, bytes, i)
   local offset = (i - 1) * self.size
   local count = math.min(self.size, bytes - offset)
-  local sha256 = digest.of_file('SHA256', path, offset, count, loop.await)
-  if self.parts[i] and self.parts[i].sha256 == sha256 then return end
+  local function of(algorithm) return digest.of_file(algorithm, path, offset, count, loop.await) end
+  local crc = of 'CRC32'
+  if self.parts[i] and self.parts[i].crc == crc then return end
   local function send()
     local answer = object.request(self.address, {
       method = 'PUT', query = { partNumber = i, uploadId = self.id }, file = { path = path, offset = offset, bytes = count },
-      sha256 = self.trusted and 'UNSIGNED-PAYLOAD' or sha256,
+      sha256 = self.trusted and 'UNSIGNED-PAYLOAD' or of 'SHA256',
       headers = { ['Content-Type'] = 'application/octet-stream',
-        ['x-amz-checksum-sha256'] = self.checked and base64.encode(digest.bytes(sha256)) or nil },
+        ['x-amz-checksum-crc32'] = self.checked and base64.encode(digest.bytes(crc)) or nil },
     })
     -- The service returns the checksum that it verified. Without TLS, a service that returns none might accept a part
     -- that was changed in transit.
-    if not self.trusted or self.private or answer.headers['x-amz-checksum-sha256'] then return answer end
+    if not self.trusted or self.private or answer.headers['x-amz-checksum-crc32'] then return answer end
     self.trusted = false
     return send()
   end
-  self.parts[i] = { sha256 = sha256, etag = send().headers.etag or '' }
+  self.parts[i] = { crc = crc, etag = send().headers.etag or '' }
 end
 
 --- Sends the complete parts of a growing file, except the first, because most formats rewrite the beginning of a file
@@ -91,16 +93,16 @@ function Upload:grow(path)
   download.each(#list, AT_ONCE, function(k) put(self, path, bytes, list[k]) end)
 end
 
--- Returns the identifiers that the service will give to the object: {SHA256 =, MD5 =} of the parts' digests; MD5 only
+-- Returns the identifiers that the service will give to the object: {CRC32 =, MD5 =} of the parts' checksums; MD5 only
 -- if the ETags are MD5.
 local function names_of(self)
-  local sha256, md5 = {}, {}
+  local crcs, md5 = {}, {}
   for i, part in ipairs(self.parts) do
-    sha256[i] = digest.bytes(part.sha256)
+    crcs[i] = digest.bytes(part.crc)
     local hex = part.etag:match '^"?(%x+)"?$'
     if hex and #hex == 32 and md5 then md5[i] = digest.bytes(hex) else md5 = nil end
   end
-  return { SHA256 = digest.of_text('SHA256', table.concat(sha256)), MD5 = md5 and digest.of_text('MD5', table.concat(md5)) or nil }
+  return { CRC32 = digest.of_text('CRC32', table.concat(crcs)), MD5 = md5 and digest.of_text('MD5', table.concat(md5)) or nil }
 end
 
 -- Returns whether the existing object is this file, since a request whose answer was lost may have succeeded.
@@ -114,7 +116,7 @@ local function complete(self, bytes)
   local list = {}
   for i, part in ipairs(self.parts) do
     list[i] = ('<Part><PartNumber>%d</PartNumber><ETag>%s</ETag>%s</Part>'):format(i, (part.etag:gsub('"', '&quot;')),
-      self.checked and ('<ChecksumSHA256>%s</ChecksumSHA256>'):format(base64.encode(digest.bytes(part.sha256))) or '')
+      self.checked and ('<ChecksumCRC32>%s</ChecksumCRC32>'):format(base64.encode(digest.bytes(part.crc))) or '')
   end
   local answer = object.request(self.address, {
     method = 'POST', query = { uploadId = self.id }, accept = { [412] = true, [404] = true }, idle = 300,

@@ -14,7 +14,6 @@ only; to=URL: sends on there. s3://pattern/N is such a file as an object; what i
 import base64
 import datetime
 import functools
-import hashlib
 import http.client
 import http.server
 import json
@@ -23,6 +22,7 @@ import random
 import socket
 import sys
 import threading
+import zlib
 from urllib.parse import parse_qs, urlsplit
 
 from signature import problem
@@ -47,9 +47,11 @@ def pattern(first, count):
 
 @functools.lru_cache
 def composite(size):
-    """How many parts a file of the pattern has, and the SHA-256 of its parts' SHA-256s."""
-    parts = [hashlib.sha256(pattern(at, min(PART, size - at))).digest() for at in range(0, size, PART)]
-    return len(parts), base64.b64encode(hashlib.sha256(b''.join(parts)).digest()).decode()
+    """How many parts a file of the pattern has, and the CRC-32 of its parts' CRC-32s."""
+    def crc(data):
+        return zlib.crc32(data).to_bytes(4, 'big')
+    parts = [crc(pattern(at, min(PART, size - at))) for at in range(0, size, PART)]
+    return len(parts), base64.b64encode(crc(b''.join(parts))).decode()
 
 
 def new_credentials(kind):
@@ -135,15 +137,15 @@ class Gate(http.server.BaseHTTPRequestHandler):
         if self.command == 'POST':
             return self.answer(200, b'<R><UploadId>1</UploadId></R>')
         if self.command == 'PUT':
-            checksum = self.headers.get('x-amz-checksum-sha256')
-            return self.answer(200, headers=[('ETag', '"1"')] + ([('x-amz-checksum-sha256', checksum)] if checksum else []))
+            checksum = self.headers.get('x-amz-checksum-crc32')
+            return self.answer(200, headers=[('ETag', '"1"')] + ([('x-amz-checksum-crc32', checksum)] if checksum else []))
         size = int(path.rsplit('/', 1)[1])
         if self.command == 'HEAD':
             self.send_response(200)
             count, digest = composite(size)
             self.send_header('ETag', f'"{"0" * 32}-{count}"')
             self.send_header('x-amz-meta-part-bytes', str(PART))
-            self.send_header('x-amz-checksum-sha256', f'{digest}-{count}')
+            self.send_header('x-amz-checksum-crc32', f'{digest}-{count}')
             self.send_header('Content-Length', str(size))
             return self.end_headers()
         self.give_file({'bytes': size})
