@@ -254,7 +254,7 @@ t.test('help', function()
   line 'help'
   expect ':trace CODE'
   line '? :plot'
-  expect 'Rank 1: a curve'
+  expect 'Rank 1 is a curve'
   line ':nosuch'
   expect 'there is no command :nosuch: did you mean :search?'
   clear()
@@ -265,7 +265,7 @@ t.test('help', function()
   line '? conv'
   expect "'conv' is part of these names:\n  nn.conv2d(w, x, options)"
   line ':reload'
-  expect "error: :reload wants a module's name"
+  expect "error: :reload needs a module's name"
   line ':reload cr.wieghts'
   expect "there is no module 'cr.wieghts': did you mean 'cr.weights'?"
   line 'cr.await(3)'
