@@ -171,9 +171,13 @@ end)
 t.test('sessions are shared out over the devices: those with fewest sessions, first those without a job', function()
   local process, opened, sockets = require 'cr.serve.process', {}, {}
   local spawn, spawned = process.spawn, 0
-  process.spawn = function()
+  process.spawn = function(_, o)
     spawned = spawned + 1
-    return { kill = function() end, send = function(_, m) if m.op == 'open' then opened[#opened + 1] = m.settings.device end end }
+    local function send(_, message)
+      if message.op == 'open' then opened[#opened + 1] = message.settings.device end
+      if message.op == 'stop' then o.on_end 'was stopped' end
+    end
+    return { kill = function() end, send = send }
   end
   local ok, problem = pcall(cr.run, function()
     local lives = require 'models.latentsync.live.server'.open { settings = { checkpoint = 'x', idle = 'y' },
@@ -194,7 +198,10 @@ t.test('sessions are shared out over the devices: those with fewest sessions, fi
     for _ = 1, 5 do begin() end
     t.equal(table.concat(opened, ' '), 'b c a b c')
     lives.figures = {} -- (nobody is asked to stop)
-    for _, socket in ipairs(sockets) do socket.task:cancel() end
+    for _, socket in ipairs(sockets) do
+      socket.task:cancel()
+      pcall(cr.await, socket.task)
+    end
   end)
   process.spawn = spawn
   if not ok then error(problem, 0) end
