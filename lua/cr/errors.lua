@@ -88,6 +88,17 @@ function M.did_you_mean(word, names, quote, otherwise)
   return ('did you mean %s%s%s?'):format(quote, M.nearest(tostring(word), names) or otherwise, quote)
 end
 
+--- Returns the same only for a known name that is close, else another hint.
+--- @param word any the unknown name
+--- @param names string[] the known names
+--- @param most number the largest edit distance that is close
+--- @param otherwise string the other hint
+--- @return string
+function M.did_you_mean_close(word, names, most, otherwise)
+  local near, distance = M.nearest(tostring(word), names)
+  return near and distance <= most and ("did you mean '%s'?"):format(near) or otherwise
+end
+
 --- Fails because of an unknown option: "session: there is no option 'x': did you mean 'y'?".
 --- @param where string the function or command that has the options: 'session'
 --- @param word any the unknown name

@@ -189,11 +189,8 @@ same(TWICE .. 'cr.reset_peak()', 'reset_peak_memory_stats reset_max_memory_alloc
 --- @param instead string? what to use
 --- @param known string[] the known names
 function M.refuse(where, name, instead, known)
-  if not instead then
-    local near, distance = errors.nearest(tostring(name), known)
-    instead = distance <= math.max(1, #tostring(name) / 4) and ("did you mean '%s'?"):format(near)
-      or ('`crescent help %s` lists all names'):format(where)
-  end
+  instead = instead or errors.did_you_mean_close(name, known, math.max(1, #tostring(name) / 4),
+    ('`crescent help %s` lists all names'):format(where))
   base.fail(('%s has no %s: %s'):format(where, base.printable(tostring(name)), instead))
 end
 

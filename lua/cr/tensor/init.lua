@@ -289,10 +289,8 @@ ffi.metatype(scope.type, {
     local names = {}
     for name in pairs(methods) do names[#names + 1] = name end
     for name in pairs(properties) do names[#names + 1] = name end
-    local errors = require 'cr.errors'
-    local near, distance = errors.nearest(key, names)
-    local hint = distance <= math.max(2, #key / 3) and ("did you mean '%s'?"):format(near) or '`crescent help tensor` lists all methods'
-    fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), hint))
+    fail(('a tensor has no field or method %s: %s'):format(common.base.printable(key), require 'cr.errors'.did_you_mean_close(key, names,
+      math.max(2, #key / 3), '`crescent help tensor` lists all methods')))
   end,
   __newindex = function(t, key, value)
     if type(key) == 'string' then fail(('the field %s of a tensor cannot be set'):format(arguments.shown(key))) end
