@@ -5,12 +5,13 @@
 -- is held, whatever the length of the video. Faces are searched once per source frame, in source order. The frame at
 -- which the direction turns is shown twice.
 
+local cr = require 'cr'
 local media = require 'cr.media'
 local people = require 'models.latentsync.people'
 
 local frames = {}
 
-local BATCH = 16                 -- frames decoded at once
+local BATCH = 16 -- frames decoded at once
 local CARD_BATCH = 8 -- the same on a GPU, where memory is scarce
 local PIECE_BYTES = 96 * 2 ^ 20 -- maximum size of the frames held while playing backward
 local GLANCE_BYTES = 64 * 2 ^ 20 -- maximum size of RGB frames on a GPU that are analysed together
@@ -138,7 +139,7 @@ function Source:glance()
   local most = math.max(1, math.floor(GLANCE_BYTES / (3 * batch[1].height * batch[1].width)))
   self.measure('detect', 0, function()
     for first = 1, #batch, most do
-      require 'cr'.scope(function()
+      cr.scope(function()
         local some = {}
         for i = first, math.min(#batch, first + most - 1) do some[#some + 1] = batch[i]:rgb() end
         for k, glance in ipairs(o.people:glance(some) or {}) do self.glances[batch[first + k - 1]] = glance end

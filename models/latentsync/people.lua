@@ -436,10 +436,16 @@ Reference.__index = Reference
 --- @param finder table with find(frame)
 function people.reference(finder) return setmetatable({ finder = finder }, Reference) end
 
---- As for the tracker.
+--- As for the tracker, but with the detections alone: no frame is compared with another.
 --- @param frames Tensor[] u8 [H W 3], RGB, on the finder's device, at least one, all of the same size
 --- @return crescent.people.glance[]?
-function Reference:glance(frames) return Crowd.glance(self, frames) end
+function Reference:glance(frames)
+  local finder = self.finder
+  if not finder.detect_each then return nil end
+  local list = {}
+  for i, detections in ipairs(finder:detect_each(frames)) do list[i] = { detections = detections } end
+  return list
+end
 
 --- Processes the next frame.
 --- @param frame Tensor u8 [H W 3], RGB

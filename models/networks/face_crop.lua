@@ -2,6 +2,7 @@
 --- the frame's.
 
 local cr = require 'cr'
+local finite = require 'models.networks.finite'
 
 local crop = {}
 
@@ -26,7 +27,7 @@ function crop.run(net, cuts)
   local rows = {}
   for i, list in ipairs(parts) do
     local all = #list > 1 and cr.cat(list, 1) or list[1]
-    rows[i] = require 'models.networks.finite'.result(all:to 'cpu', net.path)
+    rows[i] = finite.result(all:to 'cpu', net.path)
   end
   return rows
 end
