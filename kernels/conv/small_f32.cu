@@ -26,6 +26,32 @@ typedef struct problem {
 
 enum { BLK_K = 16, PITCH = BLK_K + 4, STAGES = 2, THREADS = 256 };
 
+/* Prologue: finds the first element of each of this thread's rows, which are STEP apart: first rows
+ * of x (BLK_M, BLK_K), then of the weight (BLK_N, BLK_K). For a position, y0 and x0 are the corner
+ * of its window. A row past the end gets coordinates that fail every bounds check. */
+template <int BLK_M, int STEP, int LOADS>
+__device__ __forceinline__ void locate_rows(const float *(&from)[LOADS], int32_t (&y0)[LOADS],
+                                            int32_t (&x0)[LOADS], const float *x,
+                                            const float *weight, const problem &p, uint32_t first_m,
+                                            int32_t first_n, int row, int k_size) {
+#pragma unroll
+  for (int i = 0; i < LOADS; i++) {
+    const int r = row + i * STEP;
+    if (i * STEP < BLK_M) {
+      const uint32_t m = first_m + r;
+      const bool inside = m < p.positions;
+      const crk_position at = crk_position_of(inside ? m : 0, p.oh, p.ow);
+      from[i] = x + at.n * p.sx[0];
+      y0[i] = inside ? at.y * p.stride_h - p.top : INT32_MIN / 2;
+      x0[i] = at.x * p.stride_w - p.left;
+    } else {
+      const int32_t o = first_n + r - BLK_M;
+      from[i] = weight + (int64_t)min(o, p.o - 1) * k_size;
+      y0[i] = o < p.o;
+    }
+  }
+}
+
 /* Epilogue: adds the sums of the groups, then bias, activation and residual. Every thread of the
  * block finishes some elements of one column; neighbouring threads write neighbouring elements of
  * out. The loop is not unrolled: fetching the instructions of 32 copies of all activations would
@@ -77,28 +103,13 @@ __global__ void __launch_bounds__(THREADS)
   const uint32_t first_m = blockIdx.x * BLK_M;
   const int32_t first_n = blockIdx.y * BLK_N;
 
-  /* The first element of each of this thread's rows; for a position, y0 and x0 are the corner of
-   * its window. A row past the end gets coordinates that fail every bounds check. */
+  /* ---- prologue ---- */
   const float *from[LOADS];
   int32_t y0[LOADS], x0[LOADS];
-#pragma unroll
-  for (int i = 0; i < LOADS; i++) {
-    const int r = row + i * STEP;
-    if (i * STEP < BLK_M) {
-      const uint32_t m = first_m + r;
-      const bool inside = m < p.positions;
-      const crk_position at = crk_position_of(inside ? m : 0, p.oh, p.ow);
-      from[i] = x + at.n * p.sx[0];
-      y0[i] = inside ? at.y * p.stride_h - p.top : INT32_MIN / 2;
-      x0[i] = at.x * p.stride_w - p.left;
-    } else {
-      const int32_t o = first_n + r - BLK_M;
-      from[i] = weight + (int64_t)min(o, p.o - 1) * k_size;
-      y0[i] = o < p.o;
-    }
-  }
+  locate_rows<BLK_M, STEP>(from, y0, x0, x, weight, p, first_m, first_n, row, k_size);
 
-  /* The tap (kx, ky) and channel c of the 4 numbers that this thread loads next, at k. */
+  /* ---- load: BLK_K of k of all rows to a stage. (kx, ky) and c are the tap and the channel of the
+   * 4 numbers that this thread loads next, at k. ---- */
   int32_t k = group * BLK_K + piece, c = k % p.c, kx = k / p.c % p.kw, ky = k / p.c / p.kw;
   auto load = [&](int stage) {
     const bool more = k < k_size;
@@ -124,7 +135,7 @@ __global__ void __launch_bounds__(THREADS)
       if (++kx == p.kw) kx = 0, ky++;
   };
 
-  /* ---- main loop ---- */
+  /* ---- main loop over k: products of one stage, while the other is loaded ---- */
   const int tm = lane / ACROSS, tn = lane % ACROSS;
   const int steps = (k_size + GROUPS * BLK_K - 1) / (GROUPS * BLK_K);
   float sum[TM][TN] = {};
@@ -140,7 +151,7 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < BLK_K; j += 4) {
-      float4 a[TM], b[TN];
+      float4 a[TM], b[TN]; // (TM, 4), (TN, 4): of x, of the weight
 #pragma unroll
       for (int r = 0; r < TM; r++)
         a[r] = *(const float4 *)&memory[group][stage][tm + r * (BLK_M / TM)][j];
@@ -160,7 +171,7 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
   }
 
-  /* ---- epilogue ---- */
+  /* ---- epilogue: the sums of all groups are added through shared memory ---- */
 #pragma unroll
   for (int i = 0; i < TM * TN; i++)
     sums[group][tm + i / TN * (BLK_M / TM)][tn + i % TN * ACROSS] = sum[i / TN][i % TN];
