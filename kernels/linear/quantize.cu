@@ -65,6 +65,77 @@ __device__ __forceinline__ float scale_of(float most, float zeros, bool e4m3) {
   return e4m3 ? scale : scale + zeros;
 }
 
+/* The phases of code_rows_kernel. v (PIECES, V) are a thread's numbers of the row: PIECES times V
+ * neighbours, LANES V apart. */
+
+/* Load, with GEGLU. Threads without numbers get zeros. */
+template <typename T, int SOURCE, int LANES>
+__device__ __forceinline__ void load(float (&v)[PIECES][V], const T *x, int32_t width, bool there,
+                                     int lane) {
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    int at = (i * LANES + lane) * V;
+#pragma unroll
+    for (int j = 0; j < V; j++) v[i][j] = 0;
+    if (!there || at >= width) continue;
+    take8<T>(v[i], x + at);
+    if (SOURCE == GEGLU) {
+      float gate[V];
+      take8<T>(gate, x + width + at);
+#pragma unroll
+      for (int j = 0; j < V; j++) v[i][j] *= crk_gelu(gate[j]);
+    }
+  }
+}
+
+/* Division by the divisor (width) of the columns. */
+template <int LANES>
+__device__ __forceinline__ void divide(float (&v)[PIECES][V], const float *divisors, int32_t width,
+                                       int lane) {
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    int at = (i * LANES + lane) * V;
+    if (at >= width) break;
+    float divisor[V];
+    take8<float>(divisor, divisors + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[i][j] = __fmul_rn(v[i][j], crk_inverse(divisor[j]));
+  }
+}
+
+/* The scale of the row, in all of its threads. */
+template <int LANES>
+__device__ __forceinline__ float row_scale(const float (&v)[PIECES][V], const code_rows &a,
+                                           int lane, float *shared) {
+  float most = 0, zeros = 0;
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    if ((i * LANES + lane) * V >= a.width) break;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      most = fmaxf(most, fabsf(v[i][j]));
+      zeros = __fmaf_rn(v[i][j], 0.0f, zeros);
+    }
+  }
+  most = row_reduce<LANES>(most, shared, [](float p, float q) { return fmaxf(p, q); });
+  if (!a.e4m3) zeros = row_reduce<LANES>(zeros, shared, [](float p, float q) { return p + q; });
+  return scale_of(most, zeros, a.e4m3);
+}
+
+/* Store: the codes of the scaled numbers. `codes` is the row (width). */
+template <int LANES>
+__device__ __forceinline__ void store(float (&v)[PIECES][V], float inverse, uint8_t *codes,
+                                      const code_rows &a, int lane) {
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    int at = (i * LANES + lane) * V;
+    if (at >= a.width) break;
+#pragma unroll
+    for (int j = 0; j < V; j++) v[i][j] = __fmul_rn(v[i][j], inverse);
+    *(uint2 *)(codes + at) = make_uint2(codes4(v[i], a.e4m3), codes4(v[i] + 4, a.e4m3));
+  }
+}
+
 /* A row for LANES threads, each of which holds up to PIECES times 8 neighbouring numbers, so that a
  * warp accesses whole sectors; BLOCK / LANES rows a block. Memory-bound: x is read once, and a byte
  * is written for each number. */
@@ -75,26 +146,12 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
   const int lane = threadIdx.x % LANES;
   const bool there = row < a.rows; /* all threads take part in the reductions */
   const T *x = (const T *)a.x + (there ? row : 0) * a.width * (SOURCE == GEGLU ? 2 : 1);
-  /* ---- load, with GEGLU ---- */
   float v[PIECES][V];
-#pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    int at = (i * LANES + lane) * V;
-#pragma unroll
-    for (int j = 0; j < V; j++) v[i][j] = 0;
-    if (!there || at >= a.width) continue;
-    take8<T>(v[i], x + at);
-    if (SOURCE == GEGLU) {
-      float gate[V];
-      take8<T>(gate, x + a.width + at);
-#pragma unroll
-      for (int j = 0; j < V; j++) v[i][j] *= crk_gelu(gate[j]);
-    }
-  }
+  load<T, SOURCE, LANES>(v, x, a.width, there, lane);
 
   /* ---- layer norm: mean, variance around it, weight, bias and `after` ---- */
-  auto add = [](float p, float q) { return p + q; };
   if (SOURCE == LAYER_NORM) {
+    auto add = [](float p, float q) { return p + q; };
     float sum = 0, square = 0;
 #pragma unroll
     for (int i = 0; i < PIECES; i++)
@@ -135,48 +192,15 @@ __global__ void __launch_bounds__(BLOCK) code_rows_kernel(const code_rows a) {
     }
   }
 
-  /* ---- divisor, and the row's scale ---- */
-  if (a.divisor) {
-#pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-      int at = (i * LANES + lane) * V;
-      if (at >= a.width) break;
-      float divisor[V];
-      take8<float>(divisor, a.divisor + at);
-#pragma unroll
-      for (int j = 0; j < V; j++) v[i][j] = __fmul_rn(v[i][j], crk_inverse(divisor[j]));
-    }
-  }
+  if (a.divisor) divide<LANES>(v, a.divisor, a.width, lane);
   float inverse = 1;
   if (a.scale) {
-    float most = 0, zeros = 0;
-#pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-      if ((i * LANES + lane) * V >= a.width) break;
-#pragma unroll
-      for (int j = 0; j < V; j++) {
-        most = fmaxf(most, fabsf(v[i][j]));
-        zeros = __fmaf_rn(v[i][j], 0.0f, zeros);
-      }
-    }
-    most = row_reduce<LANES>(most, shared, [](float p, float q) { return fmaxf(p, q); });
-    if (!a.e4m3) zeros = row_reduce<LANES>(zeros, shared, add);
-    float scale = scale_of(most, zeros, a.e4m3);
+    float scale = row_scale<LANES>(v, a, lane, shared);
     if (there && lane == 0) a.scale[row] = scale;
     inverse = __frcp_rn(scale);
   }
 
-  /* ---- codes ---- */
-  if (!there) return;
-  uint8_t *codes = a.codes + row * a.width;
-#pragma unroll
-  for (int i = 0; i < PIECES; i++) {
-    int at = (i * LANES + lane) * V;
-    if (at >= a.width) break;
-#pragma unroll
-    for (int j = 0; j < V; j++) v[i][j] = __fmul_rn(v[i][j], inverse);
-    *(uint2 *)(codes + at) = make_uint2(codes4(v[i], a.e4m3), codes4(v[i] + 4, a.e4m3));
-  }
+  if (there) store<LANES>(v, inverse, a.codes + row * a.width, a, lane);
 }
 
 /* Rows of any width and alignment, each for a block that reads it twice. */
