@@ -120,6 +120,60 @@ __device__ __forceinline__ void load(const CUtensorMap &x_map, const CUtensorMap
   }
 }
 
+/* Zeros in COUNT pieces of the accumulators, from FIRST on. */
+template <int FIRST, int COUNT, int N> __device__ __forceinline__ void clear(float (&acc)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+#pragma unroll
+    for (int k = 0; k < 4; k++) acc[FIRST + i][k] = 0;
+}
+
+/* The main loop over the chunks of channels of one line of pixels: acc (3 lines of out, OUT / 8,
+ * fragment) += pixels (64 + 2, CHUNK) of the warpgroup by the weight (3 OUT, CHUNK) of each dx,
+ * whose first chunk's thirds begin at `weight`. Releases each stage when its wgmmas have read it.
+ */
+template <typename T, typename C>
+__device__ __forceinline__ void
+main_loop(float (&acc)[3 * C::PIECES][4], pipeline_state<C::STAGES> &at, uint32_t weight,
+          uint32_t stages, uint32_t full, uint32_t empty, int chunks, int warpgroup, int lane) {
+  uint32_t last = 0;
+#pragma unroll 1
+  for (int chunk = 0; chunk < chunks; chunk++) {
+    mbarrier_wait(full + at.stage * 8, (int)at.phase);
+    uint32_t pixels = stages + at.stage * C::STAGE_BYTES + warpgroup * 64 * C::ROW;
+    wgmma_fence();
+#pragma unroll
+    for (int dx = 0; dx < 3; dx++) {
+      uint64_t a = descriptor<C::CHUNK>(pixels + dx * C::ROW);
+      uint64_t b = descriptor<C::CHUNK>(weight + (chunk * 3 + dx) * C::WEIGHT_BYTES);
+#pragma unroll
+      for (int j = 0; j < C::CHUNK / 16; j++) wgmma<T>(acc, a + j * 2, b + j * 2, 1);
+    }
+    wgmma_commit();
+    if (chunk > 0) { /* release what the wgmmas before these have read */
+      wgmma_wait<1>();
+      if (lane == 0) mbarrier_arrive(empty + last * 8);
+    }
+    last = at.stage;
+    at.advance();
+  }
+  wgmma_wait<0>();
+  fence_accumulators(acc);
+  if (lane == 0) mbarrier_arrive(empty + last * 8);
+}
+
+/* By one thread: loads the residual of a line, tiles (64, 32), to where the results will stand,
+ * once the stores of the line before have read them. */
+template <typename C>
+__device__ __forceinline__ void load_residual(const CUtensorMap &residual_map, uint32_t out,
+                                              uint32_t residual_full, int first, int x, int y,
+                                              int n) {
+  tma_store_wait<0>();
+  mbarrier_expect(residual_full, C::OUT_TILES * C::OUT_TILE_BYTES);
+  for (int b = 0; b < C::OUT_TILES; b++)
+    tma_load_4d(out + b * C::OUT_TILE_BYTES, &residual_map, first + b * 32, x, y, n, residual_full);
+}
+
 /* The epilogue of one tile of 64 pixels x 32 results at `out`, the `tile`-th of the accumulators
  * from `done` on; the residual, if there is one, stands at `out`. out_row, unit and swizzle are the
  * lane's for stmatrix. add and slope [OUT] are f32. */
@@ -203,8 +257,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
            const sizes s) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  constexpr int PIECES = C::PIECES, OUT_TILES = C::OUT_TILES, GROUPS = C::GROUPS;
-  constexpr int OUT_TILE_BYTES = C::OUT_TILE_BYTES;
+  constexpr int PIECES = C::PIECES;
   /* mbarriers: (STAGES), (STAGES), one, (GROUPS) */
   uint32_t base = crk_shared_address(shared), stages = base + C::STAGES_AT;
   uint32_t full = base + C::BARRIERS_AT, empty = full + C::STAGES * 8;
@@ -216,13 +269,13 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   __syncthreads();
   int64_t begin = (int64_t)blockIdx.x * s.share, end = min(begin + s.share, s.lines);
 
-  if (warpgroup == GROUPS) {
+  if (warpgroup == C::GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::PRODUCER_REGISTERS));
     if (thread == 0) load<C>(x_map, w_map, s, base, first, begin, end);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::CONSUMER_REGISTERS));
     residual_full += warpgroup * 8;
-    uint32_t out = base + C::OUT_AT + warpgroup * OUT_TILES * OUT_TILE_BYTES;
+    uint32_t out = base + C::OUT_AT + warpgroup * C::OUT_TILES * C::OUT_TILE_BYTES;
     uint32_t lines = 0; /* lines with a residual so far */
     /* For stmatrix: the lane's row of 64 bytes, which of two neighbouring units, the swizzle. */
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 64, unit = lane / 16,
@@ -234,10 +287,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     for (int64_t line = begin; line < end;) {
       run r = run::of<C>(line, end, s);
       line += r.count;
-#pragma unroll
-      for (int i = 0; i < 3 * PIECES; i++)
-#pragma unroll
-        for (int k = 0; k < 4; k++) acc[i][k] = 0;
+      clear<0, 3 * PIECES>(acc);
 
       /* Line i of the lines read adds to lines i, i - 1 and i - 2 of out, the last of which is done
        * then. Line r of out has third r % 3 of the accumulators, so the thirds of the weight that
@@ -245,42 +295,11 @@ __global__ void __launch_bounds__(C::THREADS, 1)
       auto step = [&](int i, auto phase) {
         constexpr int TURN = phase.value * 2 % 3, DONE = (phase.value + 1) % 3 * PIECES;
         int y = r.y + i - 2, x = r.x + warpgroup * 64;
-        if (s.residual && i >= 2 && thread == 0) {
-          tma_store_wait<0>();
-          mbarrier_expect(residual_full, OUT_TILES * OUT_TILE_BYTES);
-          for (int b = 0; b < OUT_TILES; b++)
-            tma_load_4d(out + b * OUT_TILE_BYTES, &residual_map, first + b * 32, x, y, r.n,
-                        residual_full);
-        }
+        if (s.residual && i >= 2 && thread == 0)
+          load_residual<C>(residual_map, out, residual_full, first, x, y, r.n);
         __syncwarp();
-
-        /* ---- main loop over the chunks of channels ---- */
-        uint32_t last = 0, weight = base + TURN * C::THIRD;
-#pragma unroll 1
-        for (int chunk = 0; chunk < s.chunks; chunk++) {
-          mbarrier_wait(full + at.stage * 8, (int)at.phase);
-          uint32_t pixels = stages + at.stage * C::STAGE_BYTES + warpgroup * 64 * C::ROW;
-          wgmma_fence();
-#pragma unroll
-          for (int dx = 0; dx < 3; dx++) {
-            uint64_t a = descriptor<C::CHUNK>(pixels + dx * C::ROW);
-            uint64_t b = descriptor<C::CHUNK>(weight + (chunk * 3 + dx) * C::WEIGHT_BYTES);
-#pragma unroll
-            for (int j = 0; j < C::CHUNK / 16; j++) wgmma<T>(acc, a + j * 2, b + j * 2, 1);
-          }
-          wgmma_commit();
-          if (chunk > 0) { /* release what the wgmmas before these have read */
-            wgmma_wait<1>();
-            if (lane == 0) mbarrier_arrive(empty + last * 8);
-          }
-          last = at.stage;
-          at.advance();
-        }
-        wgmma_wait<0>();
-        fence_accumulators(acc);
-        if (lane == 0) mbarrier_arrive(empty + last * 8);
-
-        /* ---- epilogue of the line of out that is done ---- */
+        main_loop<T, C>(acc, at, base + TURN * C::THIRD, stages, full, empty, s.chunks, warpgroup,
+                        lane);
         if (i >= 2) {
           if (s.residual)
             mbarrier_wait(residual_full, (int)lines++);
@@ -289,10 +308,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           store_line<T, C>(out_map, out, out_row, unit, swizzle, s.residual, acc, DONE, add, slopes,
                            lane, warpgroup, thread, first, x, y, r.n);
         }
-#pragma unroll
-        for (int j = 0; j < PIECES; j++)
-#pragma unroll
-          for (int k = 0; k < 4; k++) acc[DONE + j][k] = 0;
+        clear<DONE, PIECES>(acc);
       };
       for (int i = 0; i < r.count + 2; i += 3) {
         step(i, index<0>());
