@@ -108,6 +108,109 @@ __device__ __forceinline__ void epilogue(uint32_t out, uint32_t lane_at, uint32_
       stmatrix(out + j / 4 * OUT_TILE_BYTES + lane_at + ((j % 4 + unit) ^ swizzle) * 16, r);
   }
 }
+
+/* A thread's factors: of one column's value and gate, and of two rows of sums. */
+template <typename T> struct thread_factors {
+  float of_row[2] = {}, inverse = 0;
+  T bias[2] = {};
+  float scale[2] = {};
+};
+
+/* Load of the factors; their latency is hidden by the main loop. */
+template <typename T, bool CODES>
+__device__ __forceinline__ void load_factors(thread_factors<T> &f, const T *bias, const sizes &s,
+                                             int row, int column, int thread, int warp, int lane) {
+  if (column + thread < s.width) {
+    int c = column + thread;
+    f.scale[0] = s.w_scale[c], f.scale[1] = s.w_scale[s.width + c];
+    if (bias) f.bias[0] = bias[c], f.bias[1] = bias[s.width + c];
+    if (CODES) f.inverse = crk_inverse(s.divisor[c]);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    int r = row + warp * 16 + lane / 4 + i * 8;
+    if (r < s.rows) f.of_row[i] = s.x_scale ? s.x_scale[r] : 1.0f;
+  }
+}
+
+/* The main loop over K: sum (2 BLK_N / 8, fragment) = x (64, 128) of the warpgroup by w (2 BLK_N,
+ * 128) of each stage. `count` stages have been consumed so far. Releases each stage when it has
+ * been read. */
+template <typename A>
+__device__ __forceinline__ void main_loop(typename accumulator_of<A>::type (&sum)[BLK_N / 4][4],
+                                          uint32_t &count, uint32_t &last, uint32_t base,
+                                          uint32_t full, uint32_t empty, int inner, int k_tiles,
+                                          int warpgroup, int lane) {
+  for (int k = 0; k < k_tiles; k++) {
+    uint32_t stage = count % STAGES;
+    mbarrier_wait(full + stage * 8, (int)(count / STAGES));
+    uint64_t x = descriptor_128b(base + stage * STAGE_BYTES + warpgroup * (64 * 128)),
+             w = descriptor_128b(base + stage * STAGE_BYTES + X_BYTES);
+    auto multiply = [&](auto pieces) {
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < decltype(pieces)::value; j++)
+        wgmma<A>(sum, x + j * 2, w + j * 2, j > 0 || k > 0);
+      wgmma_commit();
+    };
+    /* The second half of the last 128 codes may be only zeros, as with 320. */
+    if (inner - k * 128 <= 64)
+      multiply(std::integral_constant<int, 2>());
+    else
+      multiply(std::integral_constant<int, 4>());
+    if (k > 0) { /* the stage before this one has been read */
+      wgmma_wait<1>();
+      if (lane == 0) mbarrier_arrive(empty + last * 8);
+    }
+    last = stage;
+    count++;
+  }
+  wgmma_wait<0>();
+  fence_accumulators(sum);
+  if (lane == 0) mbarrier_arrive(empty + last * 8);
+}
+
+/* Epilogue, first: the factors of the columns (2, BLK_N / 2, 4) go to shared memory: {two scales,
+ * two biases} of each pair of values, then of gates. */
+template <typename T, bool CODES>
+__device__ __forceinline__ void store_factors(float *own_factors, const thread_factors<T> &f,
+                                              int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    float *to = own_factors + i * 2 * BLK_N + thread / 2 * 4 + thread % 2;
+    float factor = CODES && i == 0 ? f.inverse : 1.0f; /* a value is divided before GEGLU */
+    to[0] = f.scale[i] * factor;
+    to[2] = crk_float(f.bias[i]) * factor;
+  }
+}
+
+/* Epilogue, second: the warpgroup's results (64, BLK_N) go through shared memory and out by TMA,
+ * two output tiles (64, 32), or (64, 64) of codes, at a time. */
+template <typename T, bool CODES, typename Sum>
+__device__ __forceinline__ void
+store_results(const CUtensorMap &out_map, uint32_t out, uint32_t lane_at, uint32_t unit,
+              uint32_t swizzle, const Sum (&sum)[BLK_N / 4][4], const float4 *factors,
+              const float (&of_row)[2], bool e4m3, int row, int column, int warpgroup, int thread,
+              int warp, int lane) {
+  if (thread == 0) tma_store_wait<0>();
+  named_barrier_sync(1 + warpgroup, 128);
+#pragma unroll
+  for (int part = 0; part < (CODES ? 1 : 2); part++) {
+    if (part > 0) {
+      if (thread == 0) tma_store_wait<0>();
+      named_barrier_sync(1 + warpgroup, 128);
+    }
+    const int of_part = CODES ? BLK_N / 8 : BLK_N / 16; /* blocks of 8 columns */
+    epilogue<T, CODES>(out, lane_at, unit, swizzle, part, of_part, sum, factors, of_row, e4m3, warp,
+                       lane);
+    fence_async_shared();
+    named_barrier_sync(1 + warpgroup, 128);
+    if (thread == 0)
+      for (int i = 0; i < OUT_TILES; i++)
+        tma_store(&out_map, column + (CODES ? i * 64 : part * 64 + i * 32), row,
+                  out + i * OUT_TILE_BYTES);
+  }
+}
 #endif
 
 /* CODES: the results are codes. */
@@ -143,78 +246,12 @@ __global__ void __launch_bounds__(THREADS, 1)
     typename accumulator_of<A>::type sum[BLK_N / 4][4]; // (2 BLK_N / 8, fragment): values, gates
     for (tile_scheduler<GROUP_M, sizes> at(s); at.valid(s); at.advance(s)) {
       int row = at.row * BLK_M + warpgroup * 64, column = at.column * BLK_N;
-      /* ---- factors of a value's and its gate's column, and of two rows: they are loaded while the
-       * main loop runs ---- */
-      float scale[2] = {}, inverse = 0, of_row[2] = {};
-      T add[2] = {};
-      if (column + thread < s.width) {
-        int c = column + thread;
-        scale[0] = s.w_scale[c], scale[1] = s.w_scale[s.width + c];
-        if (bias) add[0] = bias[c], add[1] = bias[s.width + c];
-        if (CODES) inverse = crk_inverse(s.divisor[c]);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        int r = row + warp * 16 + lane / 4 + i * 8;
-        if (r < s.rows) of_row[i] = s.x_scale ? s.x_scale[r] : 1.0f;
-      }
-
-      /* ---- main loop ---- */
-      for (int k = 0; k < k_tiles; k++) {
-        uint32_t stage = count % STAGES;
-        mbarrier_wait(full + stage * 8, (int)(count / STAGES));
-        uint64_t x = descriptor_128b(base + stage * STAGE_BYTES + warpgroup * (64 * 128)),
-                 w = descriptor_128b(base + stage * STAGE_BYTES + X_BYTES);
-        auto multiply = [&](auto pieces) {
-          wgmma_fence();
-#pragma unroll
-          for (int j = 0; j < decltype(pieces)::value; j++)
-            wgmma<A>(sum, x + j * 2, w + j * 2, j > 0 || k > 0);
-          wgmma_commit();
-        };
-        /* The second half of the last 128 codes may be only zeros, as with 320. */
-        if (s.inner - k * 128 <= 64)
-          multiply(std::integral_constant<int, 2>());
-        else
-          multiply(std::integral_constant<int, 4>());
-        if (k > 0) { /* the stage before this one has been read */
-          wgmma_wait<1>();
-          if (lane == 0) mbarrier_arrive(empty + last * 8);
-        }
-        last = stage;
-        count++;
-      }
-      wgmma_wait<0>();
-      fence_accumulators(sum);
-      if (lane == 0) mbarrier_arrive(empty + last * 8);
-
-        /* ---- epilogue; first {two scales, two biases} of each pair of values, then of gates ----
-         */
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        float *to = own_factors + i * 2 * BLK_N + thread / 2 * 4 + thread % 2;
-        float factor = CODES && i == 0 ? inverse : 1.0f; /* a value is divided before GEGLU */
-        to[0] = scale[i] * factor;
-        to[2] = crk_float(add[i]) * factor;
-      }
-      if (thread == 0) tma_store_wait<0>();
-      named_barrier_sync(1 + warpgroup, 128);
-#pragma unroll
-      for (int part = 0; part < (CODES ? 1 : 2); part++) {
-        if (part > 0) {
-          if (thread == 0) tma_store_wait<0>();
-          named_barrier_sync(1 + warpgroup, 128);
-        }
-        const int of_part = CODES ? BLK_N / 8 : BLK_N / 16; /* blocks of 8 columns */
-        epilogue<T, CODES>(out, lane_at, unit, swizzle, part, of_part, sum, factors, of_row, s.e4m3,
-                           warp, lane);
-        fence_async_shared();
-        named_barrier_sync(1 + warpgroup, 128);
-        if (thread == 0)
-          for (int i = 0; i < OUT_TILES; i++)
-            tma_store(&out_map, column + (CODES ? i * 64 : part * 64 + i * 32), row,
-                      out + i * OUT_TILE_BYTES);
-      }
+      thread_factors<T> f;
+      load_factors<T, CODES>(f, bias, s, row, column, thread, warp, lane);
+      main_loop<A>(sum, count, last, base, full, empty, s.inner, k_tiles, warpgroup, lane);
+      store_factors<T, CODES>(own_factors, f, thread);
+      store_results<T, CODES>(out_map, out, lane_at, unit, swizzle, sum, factors, f.of_row, s.e4m3,
+                              row, column, warpgroup, thread, warp, lane);
     }
     if (thread == 0) tma_store_wait<0>();
   }
