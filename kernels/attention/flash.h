@@ -164,6 +164,35 @@ __device__ __forceinline__ void probabilities(const float (&s)[4][4], uint32_t (
   }
 }
 
+/* Prologue: o (M, DV / 8, fragment) and l (M, 2 rows) are zeros, m (M, 2 rows) the least float. */
+template <typename C>
+__device__ __forceinline__ void clear(float (&o)[C::M][C::DV / 8][4], float (&m)[C::M][2],
+                                      float (&l)[C::M][2]) {
+  constexpr int M = C::M, NV = C::DV / 8;
+#pragma unroll
+  for (int i = 0; i < M; i++) {
+    m[i][0] = m[i][1] = -FLT_MAX;
+    l[i][0] = l[i][1] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < NV; n++) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
+  }
+}
+
+/* Prologue, with Q_REGS: a warp's queries (16 M, D) from shared memory to q_kept (M, D / 16,
+ * fragment). */
+template <typename C, int KEPT>
+__device__ __forceinline__ void keep_queries(uint32_t (&q_kept)[C::M][KEPT][4], uint32_t q_shared,
+                                             uint32_t q_lane, int lane) {
+  constexpr int M = C::M, PAIRS = C::D / 16, QP = C::Q_PITCH;
+  constexpr bool ODD = C::D % 16 != 0;
+#pragma unroll
+  for (int i = 0; i < M; i++) {
+#pragma unroll
+    for (int c = 0; c < PAIRS; c++) crk_ldmatrix(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
+    if (ODD) crk_ldmatrix(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
+  }
+}
+
 /* S = Q K' of a warp's queries and the 32 keys from row `key` on of the stage at `base`. q_kept has
  * the queries, or is a register for them without Q_REGS; q_lane, k_lane and k_last are the lane's
  * addresses for ldmatrix. */
@@ -203,6 +232,22 @@ __device__ __forceinline__ void scores(float (&s)[C::M][4][4], uint32_t (&q_kept
   }
 }
 
+/* Masks the scores of the keys from `left` on in s (M, 32 keys / 8, fragment), whose first key is
+ * `key`. */
+template <typename C>
+__device__ __forceinline__ void mask_scores(float (&s)[C::M][4][4], int key, int left, int lane) {
+  constexpr int M = C::M;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    int column = key + 8 * j + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        if (column + e % 2 >= left) s[i][j][e] = -INFINITY;
+  }
+}
+
 /* O += P V of the 32 values from row `key` on of the stage at `base`. */
 template <typename T, typename C>
 __device__ __forceinline__ void add_values(float (&o)[C::M][C::DV / 8][4],
@@ -236,12 +281,35 @@ __device__ __forceinline__ void add_values(float (&o)[C::M][C::DV / 8][4],
   }
 }
 
+/* Epilogue: the results O / l of a warp, rounded, to its rows (16 M, DV) of shared memory. */
+template <typename T, typename C>
+__device__ __forceinline__ void stage_results(const float (&o)[C::M][C::DV / 8][4],
+                                              const float (&l)[C::M][2], unsigned char *own,
+                                              int lane) {
+  constexpr int M = C::M, NV = C::DV / 8, QP = C::Q_PITCH;
+#pragma unroll
+  for (int i = 0; i < M; i++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = l[i][h];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      float factor = 1.0f / sum;
+      unsigned char *row = own + (i * 16 + h * 8 + lane / 4) * QP + lane % 4 * 4;
+#pragma unroll
+      for (int n = 0; n < NV; n++)
+        *(uint32_t *)(row + n * 16) =
+            crk_pair<T>(o[i][n][2 * h] * factor, o[i][n][2 * h + 1] * factor);
+    }
+}
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     attention_flash_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
   constexpr int D = C::D, DV = C::DV, M = C::M;
   constexpr int NV = DV / 8, PAIRS = D / 16, QP = C::Q_PITCH, VP = C::V_PITCH;
   constexpr bool ODD = D % 16 != 0;
+  /* Q (ROWS, D), then STAGES of K (KEYS, D) and V (KEYS, DV) */
   extern __shared__ __align__(128) unsigned char shared[];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -285,13 +353,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   uint32_t q_kept[M][KEPT][4]; // (M, D / 16, fragment), or (M, 1, fragment) without Q_REGS
   // o (M, DV / 8, fragment); m, l (M, 2 rows)
   float o[M][NV][4], m[M][2], l[M][2];
-#pragma unroll
-  for (int i = 0; i < M; i++) {
-    m[i][0] = m[i][1] = -FLT_MAX;
-    l[i][0] = l[i][1] = 0.0f;
-#pragma unroll
-    for (int n = 0; n < NV; n++) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
-  }
+  clear<C>(o, m, l);
 
   /* ---- main loop over the stages ---- */
   int count = (a.S + C::KEYS - 1) / C::KEYS;
@@ -303,32 +365,14 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     cp_async_wait_all();
     __syncthreads();
     if (C::STAGES > 1 && stage + 1 < count) fetch_stage(stage + 1);
-    if (C::Q_REGS && stage == 0) {
-#pragma unroll
-      for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int c = 0; c < PAIRS; c++) crk_ldmatrix(q_kept[i][c], q_lane + i * 16 * QP + c * 32);
-        if (ODD)
-          crk_ldmatrix(q_kept[i][KEPT - 1], q_shared + (i * 16 + lane % 16) * QP + PAIRS * 32);
-      }
-    }
+    if (C::Q_REGS && stage == 0) keep_queries<C>(q_kept, q_shared, q_lane, lane);
     uint32_t base = stages + (C::STAGES == 1 ? 0 : stage % C::STAGES * C::STAGE_BYTES);
     int left = first_row < a.T ? a.S - stage * C::KEYS : 0;
 #pragma unroll 1
     for (int key = 0; key < C::KEYS && key < left; key += STEP) {
       float s[M][4][4]; // (M, 32 keys / 8, fragment)
       scores<T, C>(s, q_kept, q_shared, q_lane, base, key, k_lane, k_last, lane);
-      if (key + STEP > left) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          int column = key + 8 * j + lane % 4 * 2;
-#pragma unroll
-          for (int i = 0; i < M; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-              if (column + e % 2 >= left) s[i][j][e] = -INFINITY;
-        }
-      }
+      if (key + STEP > left) mask_scores<C>(s, key, left, lane);
       uint32_t p[M][4][2]; // (M, 32 keys / 8, fragment)
 #pragma unroll
       for (int i = 0; i < M; i++) probabilities<T>(s[i], p[i], o[i], m[i], l[i], scale);
@@ -337,23 +381,9 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     }
   }
 
-  /* ---- epilogue: results go through this warp's part of shared memory, and out in whole rows ----
-   */
+  /* ---- epilogue: through the warp's part of shared memory, and out in whole rows ---- */
   __syncwarp();
-#pragma unroll
-  for (int i = 0; i < M; i++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float sum = l[i][h];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      float factor = 1.0f / sum;
-      unsigned char *row = own + (i * 16 + h * 8 + lane / 4) * QP + lane % 4 * 4;
-#pragma unroll
-      for (int n = 0; n < NV; n++)
-        *(uint32_t *)(row + n * 16) =
-            crk_pair<T>(o[i][n][2 * h] * factor, o[i][n][2 * h + 1] * factor);
-    }
+  stage_results<T, C>(o, l, own, lane);
   __syncwarp();
 #pragma unroll 4
   for (int at = lane; at < C::WARP_ROWS * NV; at += 32) {
