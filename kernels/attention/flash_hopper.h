@@ -41,6 +41,11 @@ template <int D_, int GROUPS_, int KEYS_, int STAGES_, int BLOCKS_, int POLY_> s
   static constexpr int Q_PITCH = pitch<D>, UNIT_BYTES = KEYS * 16 + 16;
   static constexpr int STAGE_BYTES = (K_UNITS + V_UNITS) * UNIT_BYTES;
   static constexpr int BYTES = ROWS * Q_PITCH + STAGES * STAGE_BYTES;
+  static constexpr int V_AT = K_UNITS * UNIT_BYTES; /* of a stage: V (V_UNITS, KEYS) after K */
+  /* Descriptors without the address: how far apart core matrices are along the columns of K (keys
+   * of V) and along its keys (columns of V), in units of 16 bytes. */
+  static constexpr uint64_t K_MATRIX = (uint64_t)(128 / 16) << 32 | UNIT_BYTES / 16 << 16;
+  static constexpr uint64_t V_MATRIX = (uint64_t)(UNIT_BYTES / 16) << 32 | 128 / 16 << 16;
   static_assert(D % 8 == 0 && KEYS % 64 == 0, "sizes");
 };
 
@@ -117,12 +122,116 @@ __device__ __forceinline__ void mask_scores(float (&s)[8][4], int left, int lane
       if (8 * j + lane % 4 * 2 + e % 2 >= left) s[j][e] = -INFINITY;
 }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/* Prologue of the block: the mbarriers, and the columns of all stages that no copy writes: zeros
+ * that pad K (K_UNITS, KEYS), and the column of ones of V (V_UNITS, KEYS), in units of 16 bytes. */
+template <typename T, typename C>
+__device__ __forceinline__ void init_stages(unsigned char *stages_at, uint32_t full,
+                                            uint32_t empty) {
+  constexpr int UNITS = C::UNITS, UNIT = C::UNIT_BYTES;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < C::STAGES; i++) {
+      mbarrier_init(full + i * 8, 4);
+      mbarrier_init(empty + i * 8, C::CONSUMERS / 32);
+    }
+  for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
+    unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
+    if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
+    *(uint4 *)(at + C::V_AT + UNITS * UNIT) = make_uint4(crk_pair<T>(1.0f, 0.0f), 0, 0, 0);
+  }
+}
+
+/* Prologue of a warp: its queries (16, D) through shared memory to q (D / 16, fragment), padded by
+ * zeros. */
+template <typename C, int PAIRS>
+__device__ __forceinline__ void load_queries(uint32_t (&q)[PAIRS][4], uint32_t q_shared,
+                                             const char *from, uint32_t row_bytes, int first_row,
+                                             int T, int lane) {
+  constexpr int D = C::D, UNITS = C::UNITS, QP = C::Q_PITCH;
+  fetch<D, 16, 32>(q_shared, from, row_bytes, first_row, T, D, lane);
+  cp_async_commit();
+  cp_async_wait_all();
+  __syncwarp();
+#pragma unroll
+  for (int c = 0; c < D / 16; c++)
+    crk_ldmatrix(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
+  if (UNITS % 2) {
+    crk_ldmatrix(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
+    q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
+  }
+}
+
+/* Issues S = Q K': s (64 keys / 8, fragment), q (D / 16, fragment), and the 64 keys whose units
+ * begin at `at`. */
+template <typename T, typename C, int PAIRS>
+__device__ __forceinline__ void issue_qk(float (&s)[8][4], const uint32_t (&q)[PAIRS][4],
+                                         uint32_t at) {
+  uint64_t k = C::K_MATRIX | (at >> 4 & 0x3fff);
+  qk_wgmma_first(T(), s, q[0], k);
+#pragma unroll
+  for (int c = 1; c < PAIRS; c++) qk_wgmma(T(), s, q[c], k + c * (2 * C::UNIT_BYTES / 16));
+}
+
+/* The main loop over steps of 64 of the S keys, from the first scores in s (64 keys / 8, fragment)
+ * on: o (D / 8 and the sums, fragment) += P V, m (2 rows). `count` stages are read. */
+template <typename T, typename C, int PAIRS, int NO>
+__device__ __forceinline__ void
+main_loop(float (&s)[8][4], float (&o)[NO][4], float (&m)[2], const uint32_t (&q)[PAIRS][4], int S,
+          int count, uint32_t stages, uint32_t full, uint32_t empty, float scale, int lane) {
+  int steps = (S + 63) / 64, stage = 0, key = 0; /* key: the step's first in its stage */
+  uint32_t at = stages;                          /* of the stage */
+#pragma unroll 1
+  for (int step = 0; step < steps; step++) {
+    if (step == steps - 1) mask_scores(s, S - step * 64, lane);
+    uint32_t p[8][2]; // (64 keys / 8, fragment)
+    probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
+    uint64_t v = C::V_MATRIX | ((at + C::V_AT + key * 16) >> 4 & 0x3fff);
+    key += 64;
+    bool next = key == C::KEYS;
+    if (next) {
+      key = 0;
+      stage++;
+      at = stages + stage % C::STAGES * C::STAGE_BYTES;
+      if (stage < count) mbarrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
+    }
+    fence_accumulators(o);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
+      pv_wgmma(T(), o, x, v + i * 16);
+    }
+    issue_qk<T, C>(s, q, at + key * 16); /* after the last step nobody uses them */
+    wgmma_commit_and_wait();
+    fence_accumulators(s);
+    fence_accumulators(o);
+    if (next && lane == 0) mbarrier_arrive(empty + (stage - 1) % C::STAGES * 8);
+  }
+}
+
+/* Epilogue: results, divided by the sums in o's last columns, to the warp's part (16, D) of shared
+ * memory. */
+template <typename T, typename C, int NO>
+__device__ __forceinline__ void stage_results(const float (&o)[NO][4], unsigned char *own,
+                                              int lane) {
+  constexpr int UNITS = C::UNITS, QP = C::Q_PITCH;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float factor = 1.0f / __shfl_sync(~0u, o[UNITS][2 * h], lane & 28);
+    unsigned char *row = own + (h * 8 + lane / 4) * QP + lane % 4 * 4;
+#pragma unroll
+    for (int n = 0; n < UNITS; n++)
+      *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+  }
+}
+#endif
+
 template <typename T, typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     attention_hopper_kernel(const __grid_constant__ crk_attention a, int tiles, float scale) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int D = C::D, UNITS = C::UNITS, PAIRS = (D + 15) / 16, QP = C::Q_PITCH;
-  constexpr int UNIT = C::UNIT_BYTES, V_AT = C::K_UNITS * UNIT;
+  /* Q (ROWS, D), then STAGES of K (K_UNITS, KEYS) and V (V_UNITS, KEYS) in units */
   extern __shared__ __align__(128) unsigned char shared[];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -131,24 +240,15 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   index /= tiles;
   int head = (int)(index % a.heads);
   index /= a.heads;
-  int64_t q_at = (int64_t)head * D, k_at = q_at, v_at = q_at, out_at = q_at;
+  int64_t q_at = (int64_t)head * D, k_at = q_at, out_at = q_at, v_at = q_at;
   crk_attention_add(a, index, q_at, k_at, v_at, out_at);
 
+  /* ---- prologue of the block ---- */
   unsigned char *stages_at = shared + C::ROWS * QP;
   uint32_t stages = crk_shared_address(stages_at);
   __shared__ uint64_t barriers[2 * C::STAGES]; /* full, empty: (STAGES) each */
   uint32_t full = crk_shared_address(barriers), empty = full + C::STAGES * 8;
-  if (threadIdx.x == 0)
-    for (int i = 0; i < C::STAGES; i++) {
-      mbarrier_init(full + i * 8, 4);
-      mbarrier_init(empty + i * 8, C::CONSUMERS / 32);
-    }
-  /* The columns behind the last: zeros that pad K, and V's column of ones. */
-  for (int i = threadIdx.x; i < C::STAGES * C::KEYS; i += C::THREADS) {
-    unsigned char *at = stages_at + i / C::KEYS * C::STAGE_BYTES + i % C::KEYS * 16;
-    if (UNITS % 2) *(uint4 *)(at + UNITS * UNIT) = make_uint4(0, 0, 0, 0);
-    *(uint4 *)(at + V_AT + UNITS * UNIT) = make_uint4(crk_pair<T>(1.0f, 0.0f), 0, 0, 0);
-  }
+  init_stages<T, C>(stages_at, full, empty);
   fence_async_shared();
   __syncthreads();
   int count = (a.S + C::KEYS - 1) / C::KEYS;
@@ -165,7 +265,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     constexpr int PASS = 64 / UNITS; /* rows at once */
     const char *from = of_v ? (const char *)a.v + v_at * 2 : (const char *)a.k + k_at * 2;
     from += (uint64_t)row * row_bytes + unit * 16;
-    uint32_t to = stages + (of_v ? V_AT : 0) + unit * UNIT + row * 16;
+    uint32_t to = stages + (of_v ? C::V_AT : 0) + unit * C::UNIT_BYTES + row * 16;
     if (row >= PASS) row = C::KEYS; /* nothing to do for the last threads */
     uint64_t pass_bytes = (uint64_t)PASS * row_bytes, stage_bytes = (uint64_t)C::KEYS * row_bytes;
     int left = a.S - row;
@@ -200,82 +300,24 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
   /* ---- prologue: this warp's 16 queries to registers, and the first scores ---- */
   unsigned char *own = shared + warp * 16 * QP;
   uint32_t q_shared = crk_shared_address(own);
-  fetch<D, 16, 32>(q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T, D,
-                   lane);
-  cp_async_commit();
-  cp_async_wait_all();
-  __syncwarp();
   uint32_t q[PAIRS][4]; // (D / 16, fragment)
-#pragma unroll
-  for (int c = 0; c < D / 16; c++)
-    crk_ldmatrix(q[c], q_shared + lane % 16 * QP + lane / 16 * 16 + c * 32);
-  if (UNITS % 2) {
-    crk_ldmatrix(q[PAIRS - 1], q_shared + lane % 16 * QP + D / 16 * 32);
-    q[PAIRS - 1][2] = q[PAIRS - 1][3] = 0;
-  }
-
-  /* Descriptors: the address, and how far apart core matrices are along the columns of K (keys of
-   * V) and along its keys (columns of V), in units of 16 bytes. */
-  constexpr uint64_t K_MATRIX = (uint64_t)(UNIT / 16) << 16 | (uint64_t)(128 / 16) << 32;
-  constexpr uint64_t V_MATRIX = (uint64_t)(128 / 16) << 16 | (uint64_t)(UNIT / 16) << 32;
+  load_queries<C>(q, q_shared, (const char *)a.q + q_at * 2, (uint32_t)a.q_row * 2, first_row, a.T,
+                  lane);
   // s (64 keys / 8, fragment); o (D / 8 and the sums, fragment)
   float s[8][4], o[UNITS + 1][4], m[2] = {-FLT_MAX, -FLT_MAX};
 #pragma unroll
   for (int n = 0; n <= UNITS; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
-  auto issue_qk = [&](uint32_t at) {
-    uint64_t k = K_MATRIX | (at >> 4 & 0x3fff);
-    qk_wgmma_first(T(), s, q[0], k);
-#pragma unroll
-    for (int c = 1; c < PAIRS; c++) qk_wgmma(T(), s, q[c], k + c * (2 * UNIT / 16));
-  };
   mbarrier_wait(full, 0);
   wgmma_fence();
-  issue_qk(stages);
+  issue_qk<T, C>(s, q, stages);
   wgmma_commit_and_wait();
   fence_accumulators(s);
 
-  /* ---- main loop ---- */
-  int steps = (a.S + 63) / 64, stage = 0, key = 0; /* key: the step's first in its stage */
-  uint32_t at = stages;                            /* of the stage */
-#pragma unroll 1
-  for (int step = 0; step < steps; step++) {
-    if (step == steps - 1) mask_scores(s, a.S - step * 64, lane);
-    uint32_t p[8][2];
-    probabilities64<T, C::POLY>(s, p, o, m, (float *)0, scale);
-    uint64_t v = V_MATRIX | ((at + V_AT + key * 16) >> 4 & 0x3fff);
-    key += 64;
-    bool next = key == C::KEYS;
-    if (next) {
-      key = 0;
-      stage++;
-      at = stages + stage % C::STAGES * C::STAGE_BYTES;
-      if (stage < count) mbarrier_wait(full + stage % C::STAGES * 8, stage / C::STAGES);
-    }
-    fence_accumulators(o);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      uint32_t x[4] = {p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1]};
-      pv_wgmma(T(), o, x, v + i * 16);
-    }
-    issue_qk(at + key * 16); /* after the last step nobody uses them */
-    wgmma_commit_and_wait();
-    fence_accumulators(s);
-    fence_accumulators(o);
-    if (next && lane == 0) mbarrier_arrive(empty + (stage - 1) % C::STAGES * 8);
-  }
+  main_loop<T, C>(s, o, m, q, a.S, count, stages, full, empty, scale, lane);
 
-  /* ---- epilogue: results, divided by the sums in o's last columns, go through this warp's part of
-   * shared memory, and out in whole rows ---- */
+  /* ---- epilogue: through the warp's part of shared memory, and out in whole rows ---- */
   __syncwarp();
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float factor = 1.0f / __shfl_sync(~0u, o[UNITS][2 * h], lane & 28);
-    unsigned char *row = own + (h * 8 + lane / 4) * QP + lane % 4 * 4;
-#pragma unroll
-    for (int n = 0; n < UNITS; n++)
-      *(uint32_t *)(row + n * 16) = crk_pair<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
-  }
+  stage_results<T, C>(o, own, lane);
   __syncwarp();
 #pragma unroll 4
   for (int i = lane; i < 16 * UNITS; i += 32) {
