@@ -8,7 +8,10 @@ local cr = require 'cr'
 local access = require 'cr.serve.access'
 local cli = require 'cr.tools.cli'
 local errors = require 'cr.errors'
+local log = require 'models.service.log'
 local settings = require 'models.latentsync.settings'
+
+local uv = require 'cr.loop'.uv
 
 local function data_folder()
   local home = os.getenv 'XDG_DATA_HOME'
@@ -36,17 +39,17 @@ local args = cli.parse(arg, {
     { '--keep-days', 'number', above = 0, unit = 'days', default_text = 'for ever',
       help = 'retention of ended jobs and unused files' },
     { '--allow-urls', 'string', metavar = 'HOST,...', help = 'hosts whose https URLs jobs may use', default_text = 'none' },
-    { '--max-upload', 'number', default = 2048, above = 0, unit = 'MB', help = 'of a file' },
-    { '--max-seconds', 'number', default = 600, above = 0, unit = 'seconds', help = 'of a result' },
+    { '--max-upload', 'number', default = 2048, above = 0, unit = 'MB', help = 'maximum size of an uploaded file' },
+    { '--max-seconds', 'number', default = 600, above = 0, unit = 'seconds', help = 'maximum length of a result' },
     { '--max-pixels', 'number', default = 10, above = 0, unit = 'megapixels', help = 'maximum size of an image, input or result' },
-    { '--max-jobs', 'int', default = 100, min = 1, help = 'that wait' },
-    { '--max-connections', 'int', default = 4096, min = 1, help = 'at once' },
+    { '--max-jobs', 'int', default = 100, min = 1, help = 'maximum number of waiting jobs' },
+    { '--max-connections', 'int', default = 4096, min = 1, help = 'maximum number of open connections' },
     { '--job-timeout', 'number', default = 7200, above = 0, unit = 'seconds', help = 'maximum duration of a job' },
     { '--live', 'int', min = 0, help = 'maximum number of live sessions', default_text = 'one for each device' },
     { '--idle', 'file', help = 'idle clip of a listening person, for live sessions that do not name one' },
     { '--say', 'choice', choices = require 'models.latentsync.live.say'.speakers, help = 'program that speaks the texts of live clients',
       default_text = 'nothing' },
-    { '--quiet', 'flag', help = 'print nothing at the start' },
+    { '--quiet', 'flag', help = 'print neither the address nor the log of jobs' },
   }),
 })
 
@@ -71,7 +74,7 @@ end
 cr.run(function()
   if args.idle then cli.check_readable('--idle', args.idle) end
   require 'models.latentsync.checkpoint'.unet(args.checkpoint) -- reports a missing checkpoint before the server starts
-  local refused = cr.channel(64)
+  local ended = cr.channel(64) -- {problem = a sentence?}
   local list = require 'cr.cuda'.choose_all(args.device, '--device')
   local service = require 'models.service'.open {
     checkpoint = args.checkpoint, devices = list, host = args.host, port = args.port, token = token, cert = args.cert, key = args.key,
@@ -81,20 +84,30 @@ cr.run(function()
     limits = { upload = args.max_upload * 1e6, seconds = args.max_seconds, pixels = args.max_pixels * 1e6, jobs = args.max_jobs,
       job_timeout = args.job_timeout },
     live = args.live ~= 0 and { sessions = args.live, devices = list, idle = args.idle, say = args.say } or nil,
+    log = not args.quiet and log or nil,
     refused = function(sentence)
-      if refused:count() == 0 then refused:put(sentence) end
+      if ended:count() == 0 then ended:put { problem = sentence } end
     end,
   }
+  local signals = {}
+  for i, name in ipairs { 'sigterm', 'sigint' } do
+    signals[i] = uv.new_signal()
+    signals[i]:start(name, function()
+      if ended:count() == 0 then ended:put {} end
+    end)
+  end
   if not args.quiet then
     io.stderr:write(('http%s://%s:%d/  (%s)\n'):format(args.cert and 's' or '', args.host:find ':' and '[' .. args.host .. ']' or args.host,
-      service.port, token and 'with a token' or 'without a token'))
+      service.port, token and 'with a token' or args.insecure and 'without a token' or 'for this machine only; Ctrl-C ends it'))
   end
   -- An error in a callback is caught here and does not end the server.
   local ok, what
   repeat
-    ok, what = pcall(refused.get, refused)
+    ok, what = pcall(ended.get, ended)
     if not ok and not cr.interrupted() then io.stderr:write('crescent: ', tostring(what), '\n') end
   until ok or cr.interrupted()
-  service:close()
-  errors.fail(tostring(what))
+  for _, signal in ipairs(signals) do signal:close() end
+  local waiting = service:close()
+  if ok and what.problem then errors.fail(what.problem) end
+  if not args.quiet then log('info', 'ended', { waiting = waiting }) end
 end)

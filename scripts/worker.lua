@@ -10,6 +10,7 @@ local cli = require 'cr.tools.cli'
 local consumers = require 'models.service.consumer'
 local errors = require 'cr.errors'
 local json = require 'cr.json'
+local log = require 'models.service.log'
 local orders = require 'models.service.order'
 local settings = require 'models.latentsync.settings'
 
@@ -85,7 +86,7 @@ local function listen(metrics, ready)
       response:send(problem and 503 or 200, text, (problem or 'ready') .. '\n')
     end,
   }
-  consumers.log('info', 'listening', { port = server.port })
+  log('info', 'listening', { port = server.port })
   return server
 end
 
@@ -105,11 +106,11 @@ cr.run(function()
       local why = pool:refusal()
       if why then ended:put(why) end
     end,
-    on_line = function(worker, line) consumers.log('info', 'said', { worker = worker.name, text = line }) end,
+    on_line = function(worker, line) log('info', 'said', { worker = worker.name, text = line }) end,
   }
   consumer = consumers.new {
     queue = queue, store = store, pool = pool, metrics = metrics, lease = args.lease, tries = args.tries, scratch = scratch_folder(),
-    checkpoint = args.checkpoint, log = consumers.log,
+    checkpoint = args.checkpoint, log = log,
   }
   local server = args.metrics and listen(metrics, function()
     if not pool:ready() then return 'the model is being loaded' end
@@ -119,11 +120,11 @@ cr.run(function()
   for i, signal in ipairs { 'sigterm', 'sigint' } do
     signals[i] = uv.new_signal()
     signals[i]:start(signal, function()
-      consumers.log('info', 'asked to end', { signal = signal })
+      log('info', 'asked to end', { signal = signal })
       consumer:stop(args.grace)
     end)
   end
-  consumers.log('info', 'started', { name = name, queue = queue.name, devices = table.concat(list, ',') })
+  log('info', 'started', { name = name, queue = queue.name, devices = table.concat(list, ',') })
   cr.go(function()
     consumer:run()
     ended:put(false)
@@ -134,5 +135,5 @@ cr.run(function()
   pool:close()
   if problem then errors.fail(problem) end
   queue:close()
-  consumers.log('info', 'ended', { name = name })
+  log('info', 'ended', { name = name })
 end)

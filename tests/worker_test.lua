@@ -133,22 +133,31 @@ t.test('jobs run once, invalid ones become dead letters with their error, and ev
     send(job { id = 'job2' }) -- a second delivery
     send(job { id = 'absent', video = 'file://' .. root .. '/absent.mp4' })
     send(job { id = 'outside', video = 'file:///etc/passwd' })
+    send(job { id = 'elsewhere', out = 'file:///no/such/folder/' })
     send 'no json'
+    send(job { id = 'misspelt', setings = {} })
+    client:ask('XADD', 'films', '*', 'jop', '{}')
     local worker = start(address, '--lease', '2', '--tries', '2')
     local at = worker:line '"event":"listening".-"port":(%d+)'
     t.ok(t.wait(empty))
     for i = 1, 3 do t.ok(files.read(('%s/out/job%d.mp4'):format(root, i)) == expected, 'job' .. i) end
     local dead = {}
     for i, entry in ipairs(client:ask('XRANGE', 'films:dead', '-', '+')) do dead[i] = entry[2][4] end
-    table.sort(dead)
-    t.equal(#dead, 3)
-    t.ok(dead[1]:find '^file://.*/absent.mp4: there is no such file', dead[1])
-    t.ok(dead[2]:find 'this is outside the folder of %-%-root', dead[2])
-    t.ok(dead[3]:find '^it is not a JSON object', dead[3])
+    t.equal(#dead, 6)
+    local errors = '\n' .. table.concat(dead, '\n')
+    for _, start_of in ipairs {
+      'file://[^\n]*/absent.mp4: there is no such file', 'file:///etc/passwd: this is outside the folder of %-%-root',
+      'file:///no/such/folder/elsewhere.mp4: this is outside the folder of %-%-root', 'it is not a JSON object',
+      "setings: there is no field 'setings'", "the entry has no field 'job'",
+    } do
+      t.ok(errors:find('\n' .. start_of), start_of .. errors)
+    end
+    t.equal(count(worker, 'failed'), 3) -- a job that is not a valid request is not tried again
+    t.ok(said(worker):find '"event":"dead","job":"misspelt"', said(worker))
     local text = http.request { url = 'http://127.0.0.1:' .. at .. '/metrics' }.body
     t.ok(text:find('crescent_jobs_total{outcome="done"} 3', 1, true), text)
     t.ok(text:find('crescent_jobs_total{outcome="repeated"} 1', 1, true), text)
-    t.ok(text:find('crescent_jobs_total{outcome="dead"} 3', 1, true), text)
+    t.ok(text:find('crescent_jobs_total{outcome="dead"} 6', 1, true), text)
     t.ok(text:find('crescent_queue_reachable 1', 1, true), text)
     t.equal(http.request { url = 'http://127.0.0.1:' .. at .. '/readyz' }.status, 200)
     t.equal(http.request { url = 'http://127.0.0.1:' .. at .. '/healthz' }.status, 200)

@@ -8,15 +8,14 @@
 -- queue.
 --
 -- Invariants: while a job runs its lease is extended. A message leaves the queue when its result exists, or as a dead
--- letter after `tries` attempts. A job whose result exists is not run again. If a queue or bucket is unreachable the
--- worker waits; at most the current attempt is lost.
+-- letter: after `tries` attempts, or at once if it is not a valid request. A job whose result exists is not run again.
+-- If a queue or bucket is unreachable the worker waits; at most the current attempt is lost.
 
 local clock = require 'cr.clock'
 local disk = require 'cr.serve.disk'
 local errors = require 'cr.errors'
 local files = require 'cr.files'
 local growing = require 'models.service.growing'
-local json = require 'cr.json'
 local loop = require 'cr.loop'
 local orders = require 'models.service.order'
 local retry = require 'cr.remote.retry'
@@ -150,7 +149,7 @@ local function carry_out(self, work, order, folder)
   return outcome
 end
 
--- Handles the message of a failed job.
+-- Handles the message of a failed job. A job that is not a valid request would fail each time.
 local function give_up(self, work, problem, passes)
   local m = work.message
   if work.lost then return 'lost' end
@@ -158,7 +157,7 @@ local function give_up(self, work, problem, passes)
     self.queue:fail(m, { blameless = true })
     return 'given_back'
   end
-  if m.tries >= self.tries then
+  if work.refused or m.tries >= self.tries then
     self.queue:fail(m, { dead = problem })
     return 'dead'
   end
@@ -188,8 +187,12 @@ local function handle(self, maker, message)
   local keeper = loop.go(keep_lease, self, work)
   local ok, outcome = pcall(function()
     if message.tries > self.tries then errors.failf('it was started %d times, but no worker finished it', message.tries - 1) end
-    local order = orders.read(message.body, message.id)
-    work.id = order.id
+    work.id = orders.id(message.body, message.id)
+    local read, order = pcall(orders.read, message.body, message.id)
+    if not read then
+      work.refused = true
+      error(order, 0)
+    end
     self.log('info', 'begun', { job = order.id, try = message.tries, worker = maker.name })
     return carry_out(self, work, order, ('%s/%s'):format(self.scratch, message.id:gsub('[^%w-]', '_')))
   end)
@@ -334,16 +337,6 @@ function Consumer:stop(grace)
       timer:unref()
     end
   end
-end
-
---- Writes a log line: JSON on stderr.
---- @param level string
---- @param event string
---- @param fields table
-function M.log(level, event, fields)
-  local line = { level = level, event = event, time = require 'models.service.names'.now() }
-  for key, value in pairs(fields or {}) do line[key] = value end
-  io.stderr:write(json.encode(line), '\n')
 end
 
 return M

@@ -181,7 +181,8 @@ end
 --- @param o table {checkpoint, data = folder, hosts = from which URLs are fetched, devices = names, host, port, token, cert, key,
 ---   model = {dtype, vae, quant, card, size}, limits = {upload, seconds, pixels, jobs, job_timeout},
 ---   live = {sessions?, devices, idle = a clip's file?, say = a program?}?, connections = maximum number,
----   keep_days = retention of ended jobs (default: for ever), refused = function(sentence)?: no device can load the model}
+---   keep_days = retention of ended jobs (default: for ever), log = function(level, event, fields)?,
+---   refused = function(sentence)?: no device can load the model}
 --- @return Service
 function M.open(o)
   local self = setmetatable({
@@ -211,7 +212,7 @@ function M.open(o)
       folder = self.folder, store = self.store, uploads = self.uploads, pool = self.pool, checkpoint = self.checkpoint,
       fetching = fetching.new { uploads = self.uploads, hosts = o.hosts or {} }, limits = o.limits,
       words = words.new { self.folder, self.checkpoint, cr.root, o.model.vae },
-      on_error = function(kind) self.counts.errors:add(1, kind) end,
+      on_error = function(kind) self.counts.errors:add(1, kind) end, log = o.log or function() end,
       on_work = function(frames, stages)
         self.counts.frames:add(frames)
         for name, stage in pairs(stages) do self.counts.seconds:add(stage.working_seconds, name) end
@@ -230,12 +231,14 @@ function M.open(o)
 end
 
 --- Closes the server without waiting. The next server on the same folder continues running jobs.
+--- @return integer the number of jobs that are left to it
 function Service:close()
   if self.sweeper then self.sweeper:close() end
   if self.lives then self.lives:close() end
-  if self.jobs then self.jobs:close() end
+  local left = self.jobs and self.jobs:close() or 0
   if self.pool then self.pool:close() end
   if self.store then self.store:close() end
+  return left
 end
 
 return M

@@ -7,6 +7,7 @@
 -- second time it has failed. No job is completed twice. A state change is written before anybody is told of it.
 
 local admission = require 'models.service.admission'
+local clock = require 'cr.clock'
 local delivery = require 'models.service.delivery'
 local disk = require 'cr.serve.disk'
 local events = require 'cr.serve.events'
@@ -102,6 +103,9 @@ local function finish(self, job, state, err, kind)
   job.progress = live_of(self, job).progress
   change(self, job, state)
   if kind and self.on_error then self.on_error(kind) end
+  local current = self.current[job.id]
+  self.log(state == 'failed' and 'warning' or 'info', state, { job = job.id, kind = job.kind, try = job.attempts,
+    seconds = current and math.floor((clock() - current.began) * 1000 + 0.5) / 1000, error = err and err.detail })
   self.current[job.id], self.live[job.id] = nil, nil -- current listeners still hold the last state
 end
 
@@ -144,7 +148,7 @@ local function message_of(self, job)
 end
 
 local function start(self, job, worker)
-  local attempts, current = job.attempts, { worker = worker, paths = {} }
+  local attempts, current = job.attempts, { worker = worker, paths = {}, began = clock() }
   job.attempts, job.started = attempts + 1, names.now()
   self.current[job.id] = current
   live_of(self, job).progress = { stage = 'start', frames = 0 }
@@ -159,6 +163,7 @@ local function start(self, job, worker)
     return finish(self, job, 'failed', problem, 'refused')
   end
   current.paths = message.paths
+  self.log('info', 'begun', { job = job.id, kind = job.kind, try = job.attempts, worker = worker.name })
   local task = { id = job.id, seconds = self.limits.job_timeout, message = message }
   function task.told(m)
     local live = live_of(self, job)
@@ -259,6 +264,7 @@ local function accept(self, kind, body, key)
   end
   local job = { id = names.id(), kind = kind, state = 'queued', key = key, body = json.encode(body), created = names.now(), attempts = 0 }
   self.store:add_job(job)
+  self.log('info', 'accepted', { job = job.id, kind = kind })
   enqueue(self, job)
   self:dispatch()
   return job
@@ -386,6 +392,7 @@ local function take_up(self)
 end
 
 --- Stops all work. The next server continues running jobs, and this does not count as an attempt.
+--- @return integer number of jobs that are left to it
 function Jobs:close()
   self.closing = true
   for id in pairs(self.current) do
@@ -395,10 +402,11 @@ function Jobs:close()
       self.store:change_job(job, 'running')
     end
   end
+  return #self.store:unfinished()
 end
 
 --- @param o table {folder, store, uploads, fetching, pool, checkpoint, words, limits = {seconds, pixels, jobs, job_timeout},
----   on_error = function(kind), on_work = function(frames, stages)}
+---   log = function(level, event, fields), on_error = function(kind), on_work = function(frames, stages)}
 --- @return Jobs
 function M.new(o)
   local self = setmetatable(o, Jobs)

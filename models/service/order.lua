@@ -67,11 +67,22 @@ local function ending_of(request)
   return request.settings.lossless and '.mkv' or '.mp4'
 end
 
+--- The id of a job, also of one that is not valid, for its log.
+--- @param text string?
+--- @param message_id string
+--- @return string
+function M.id(text, message_id)
+  local body = text and json.decode(text)
+  local id = type(body) == 'table' and body.id
+  return type(id) == 'string' and shape.check(OWN.id, id) == nil and id or message_id
+end
+
 --- Parses and checks a job's text; raises one sentence.
---- @param text string
+--- @param text string? nil: the message holds none
 --- @param message_id string
 --- @return Order
 function M.read(text, message_id)
+  if not text then errors.fail "the entry has no field 'job', which holds the job" end
   local body, wrong = json.decode(text)
   if type(body) ~= 'table' then errors.fail('it is not a JSON object' .. (wrong and ': ' .. wrong or '')) end
   local schema = M.schemas[body.kind or 'lipsync']

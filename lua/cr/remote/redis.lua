@@ -207,7 +207,7 @@ local function connect(self)
       end)
       return greet(self)
     end
-    problem = why
+    problem = why == 'ECONNREFUSED' and 'ECONNREFUSED: no program listens there' or why
   end
   error(failure(('%s: %s'):format(place(self), problem or 'its host name has no address')), 0)
 end

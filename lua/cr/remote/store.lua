@@ -54,17 +54,28 @@ local function web(self, address)
   errors.failf('%s: files of this host are not allowed; --allow-urls lists the allowed hosts', url.shown(address))
 end
 
--- Returns the path of a file:// URL. The folder of a file to be written must exist.
+-- Returns the real path of the nearest folder above a path that exists.
+local function real_above(path)
+  local real
+  repeat
+    path = path:match '^(.*)/[^/]*$' or ''
+    real = uv.fs_realpath(path == '' and '/' or path)
+  until real
+  return real
+end
+
+-- Returns the path of a file:// URL. The folder of a file to be written must exist. About what is outside of the root
+-- folder nobody learns whether it exists.
 --- @return string
 local function local_path(self, address, written)
   if not self.root then errors.failf('%s: local files are not allowed; --root names their folder', address) end
   local path = url.decode(address:match '^file://(/.*)$' or errors.failf('%s: a local file is written file:///PATH', address))
   local folder, name = path:match '^(.*)/([^/]*)$'
   local real = written and uv.fs_realpath(folder == '' and '/' or folder) or not written and uv.fs_realpath(path)
-  if not real then errors.failf('%s: there is no such %s', address, written and 'folder' or 'file') end
-  if (real .. '/'):sub(1, #self.root) ~= self.root then
-    errors.failf('%s: this is outside the folder of --root', address)
+  if ((real or real_above(path)) .. '/'):sub(1, #self.root) ~= self.root then
+    errors.failf('%s: this is outside the folder of --root: file:///PATH takes the whole path', address)
   end
+  if not real then errors.failf('%s: there is no such %s', address, written and 'folder' or 'file') end
   return written and real .. '/' .. name or real
 end
 

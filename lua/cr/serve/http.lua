@@ -183,6 +183,12 @@ end
 
 local function fail(format, ...) errors.fail(format:format(...)) end
 
+local ADVICE = {
+  EADDRINUSE = ': choose another port, or end the program that listens there',
+  EADDRNOTAVAIL = ': choose an address of this machine',
+  EACCES = ': ports below 1024 are for privileged users',
+}
+
 -- Returns a listening socket.
 local function bind(host, port)
   local address = host
@@ -236,7 +242,7 @@ function http.listen(options)
   end
   if not ok then
     listener:close()
-    fail('http: %s:%d: %s', host, port, why)
+    fail('http: %s:%d: %s%s', host, port, why, ADVICE[why:match '^%u+'] or '')
   end
   self.listener, self.port = listener, listener:getsockname().port
   local tick = math.ceil(1000 * math.min(1, limits.idle / 4, limits.request / 4))

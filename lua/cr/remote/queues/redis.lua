@@ -63,6 +63,9 @@ local SWEEP = [[
   return 1
 ]]
 
+local PASSWORD = ': the environment variable REDISCLI_AUTH holds the password'
+local ADVICE = { NOAUTH = PASSWORD, WRONGPASS = PASSWORD }
+
 -- Temporary refusals: Redis is loading, busy, or not the master at the moment.
 local PASS = { LOADING = true, BUSY = true, READONLY = true, TRYAGAIN = true, CLUSTERDOWN = true, MASTERDOWN = true, NOREPLICAS = true }
 
@@ -82,6 +85,8 @@ local function make_group(self)
   if not ok and not (redis.is_refusal(problem) and problem.code == 'BUSYGROUP') then error(problem, 0) end
 end
 
+local function sentence_of(failure) return failure.message:gsub('%.$', '') .. (ADVICE[failure.code] or '') end
+
 -- Sends a command, with a few retries.
 local function ask(self, connection, ...)
   local words = { ... }
@@ -92,7 +97,7 @@ local function ask(self, connection, ...)
     if not redis.is_refusal(value) then return nil, value.message, true end
     -- Redis has lost its data, or the group was deleted, so the group is created again.
     if value.code == 'NOGROUP' and pcall(make_group, self) then return nil, value.message, true end
-    return nil, value.message, PASS[value.code]
+    return nil, sentence_of(value), PASS[value.code]
   end, { tries = 4 })
   if answer == nil then errors.fail(problem) end
   return answer
@@ -121,11 +126,12 @@ function M.open(parts, o)
     host = parts.host, port = parts.port, user = parts.user, password = os.getenv 'REDISCLI_AUTH', database = tonumber(database),
   }
   local self = setmetatable({
-    name = ('redis://%s/%s'):format(parts.host, options.stream), stream = options.stream, group = options.group,
+    name = ('redis://%s:%d/%s'):format(parts.host, parts.port or 6379, options.stream), stream = options.stream, group = options.group,
     dead = options.stream .. ':dead', lease = o.lease, worker = o.name,
     redis = redis.new(place), listener = redis.new(place), -- the listener waits for entries
   }, Queue)
-  make_group(self)
+  local ok, problem = pcall(make_group, self)
+  if not ok then error(redis.is_failure(problem) and sentence_of(problem) or problem, 0) end
   run(self, SWEEP, { self.stream }, self.group, '')
   return self
 end
@@ -135,7 +141,7 @@ local function message_of(id, fields, tries)
   for i = 1, #fields, 2 do
     if fields[i] == 'job' then body = fields[i + 1] end
   end
-  return { id = id, body = body or '', tries = tries }
+  return { id = id, body = body, tries = tries }
 end
 
 function Queue:receive(seconds)
@@ -164,7 +170,7 @@ function Queue:done(message) run(self, DONE, { self.stream }, self.group, messag
 
 function Queue:fail(message, o)
   if o.dead then
-    run(self, BURY, { self.stream, self.dead }, self.group, message.id, message.body, o.dead, message.tries)
+    run(self, BURY, { self.stream, self.dead }, self.group, message.id, message.body or '', o.dead, message.tries)
   else
     set_idle(self, message, o.delay or 0, o.blameless)
   end
