@@ -29,6 +29,42 @@ t.test('a job of frames: step, window, and remaining time from the first step on
     '0/20 frames  0:00 left  step 3 of 3 in window 2 of 2\n')
 end)
 
+t.test('two people in each window: the time for both is left, and none at the end', function()
+  local text = printed [[
+    local p = progress.new { total = 32 }
+    for w = 1, 2 do
+      for person = 1, 2 do
+        p:measure('denoise', 16, function()
+          for k = 1, 2 do wait(3) p:step(w, 2, (person - 1) * 2 + k, 4, 2) end
+        end)
+        p:measure('decode latents', 16, wait, 8)
+      end
+      p:advance(16)
+    end]]
+  -- A window is four steps of 3 s, and 16 s of decoding.
+  for _, line in ipairs { '0/32 frames  0:21 left  step 1 of 4 in window 1 of 2', '0/32 frames  0:38 left  step 3 of 4 in window 1 of 2',
+    '16/32 frames  [%d.]+ frames/s  0:24 left  step 1 of 4 in window 2 of 2' } do
+    t.ok(text:find('\n' .. line .. '\n'), line .. ': ' .. text)
+  end
+  t.ok(text:find '\n32/32 frames  [%d.]+ frames/s  decode latents\n$', text)
+end)
+
+t.test('a slow stage after the steps counts from its first frames on', function()
+  local text = printed [[
+    local p = progress.new { total = 32 }
+    for w = 1, 2 do
+      p:measure('denoise', 16, function()
+        for k = 1, 2 do wait(2) p:step(w, 2, k, 2) end
+      end)
+      p:measure('upscale', 16, wait, 48)
+    end]]
+  t.ok(text:find '\n0/32 frames  0:50 left  step 1 of 2 in window 2 of 2\n', text) -- 16 frames of 3 s, one step of 2 s
+end)
+
+t.test('before the number of frames is known the stage is shown alone', function()
+  t.equal(printed [[progress.new {}:measure('load', 0, wait, 1)]], 'load\n')
+end)
+
 t.test('cells with steps: the same, including the time between the steps', function()
   local text = printed [[
     local p = progress.new { unit = 'steps' }

@@ -246,7 +246,8 @@ function Job:make(maker, clip)
   sampler:use(clip.generator or clip.source.generator)
   local latents = progress:measure('denoise', clip.n, sampler.run, sampler, model, window, model:noise(clip), function(i)
     self.step_queued = clock()
-    progress:step(clip.source:index(clip), clip.source:count(), i, sampler:steps())
+    local steps, clips = sampler:steps(), clip.clips or 1
+    progress:step(clip.source:index(clip), clip.source:count(), ((clip.number or 1) - 1) * steps + i, clips * steps, clips)
     if not self.first_step then
       model:wait()
       self.first_step = clock() - self.started

@@ -34,6 +34,8 @@ local CLOSE = 2e-3 -- seconds: Matroska rounds frame times to whole milliseconds
 --- @field shown SpeakerItem[]? the video's own frames that show them, if it keeps its own rate; see their `made`
 --- @field first integer index of its first frame in the output, from 1
 --- @field window integer index of its window in the film, from 1
+--- @field number integer? its number in its window, from 1 (1)
+--- @field clips integer? the clips of its window (1)
 --- @field last boolean? it is the last clip of its window
 --- @field faces Tensor? u8 [F S S 3]: the aligned faces, on the model's device; nil if the window is not generated
 --- @field pixels Tensor? f32 [F S S 3]: the same in [-1, 1], after condition() was called
@@ -287,7 +289,8 @@ function next_window(self)
     if i == 1 then nobody = clip end
   end
   if #clips == 0 then clips[1] = nobody end
-  for _, clip in ipairs(clips) do
+  for number, clip in ipairs(clips) do
+    clip.number, clip.clips = number, #clips
     for i, item in ipairs(clip.shown or clip.items) do silent[i] = silent[i] ~= false and item.share == 0 end
     if M.is_skipped(clip) then self.silent.windows = self.silent.windows + 1 end
   end

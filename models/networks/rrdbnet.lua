@@ -180,7 +180,7 @@ local function unshuffle(x, s)
 end
 
 -- All blocks and the convolution after them, which adds the input.
-local function body(self, first)
+local function body(self, first, told)
   local c, shape = self.config, { unpack(first.shape) }
   shape[4] = c.features + (DENSE - 1) * c.growth
   return cr.scope(function()
@@ -190,6 +190,7 @@ local function body(self, first)
     for b = 0, c.blocks - 1 do
       block(self, self.w.body[b], from, to, other)
       from, to = to, from
+      if told then told(b + 1, c.blocks + 1) end
     end
     return nn.conv2d(self.w.conv_body, from:narrow(4, 1, c.features), { padding = 1, residual = first })
   end)
@@ -197,18 +198,20 @@ end
 
 --- Upscales images; the result is not clamped.
 --- @param x Tensor [N H W 3] in [0, 1], of the weights' dtype; H and W multiples of `multiple`
---- @param finish table? {dtype, flaw} options of nn.pixel_shuffle, which the result then passes through
+--- @param finish table? {dtype, flaw} options of nn.pixel_shuffle, which the result then passes through; told = function(k, n)?
+---   is called after part k of n
 --- @return Tensor [N scale*H scale*W 3]
 function Net:forward(x, finish)
   local w, c = self.w, self.config
   local step = { padding = 1, slope = self.leak }
   return cr.scope(function()
-    local y = body(self, nn.conv2d(w.conv_first, unshuffle(x, c.unshuffle), { padding = 1 }))
+    local y = body(self, nn.conv2d(w.conv_first, unshuffle(x, c.unshuffle), { padding = 1 }), finish and finish.told)
     for k = 1, c.doublings do
       y = cr.scope(function() return nn.conv2d(w['conv_up' .. k], nn.upsample_nearest(y, 2), step) end)
     end
     y = nn.conv2d(w.conv_hr, y, step)
     y = nn.conv2d(w.conv_last, y, { padding = 1 })
+    if finish and finish.told then finish.told(c.blocks + 1, c.blocks + 1) end
     return finish and nn.pixel_shuffle(y, 1, { dtype = finish.dtype, flaw = finish.flaw }) or y
   end)
 end

@@ -83,7 +83,8 @@ end
 
 --- Upscales images; the result is not clamped.
 --- @param x Tensor [N H W 3] in [0, 1], of the weights' dtype
---- @param finish table? {dtype, flaw} options of nn.pixel_shuffle, which produces the result
+--- @param finish table? {dtype, flaw} options of nn.pixel_shuffle, which produces the result; told = function(k, n)? is called after
+---   part k of n
 --- @return Tensor [N scale*H scale*W 3]
 function Net:forward(x, finish)
   local w, s = self.w.body, self.scale
@@ -93,6 +94,7 @@ function Net:forward(x, finish)
       local after = nn.conv2d(w[2 * layer], y, { padding = 1, slope = w[2 * layer + 1].weight })
       if layer > 0 then y:free() end
       y = after
+      if finish and finish.told then finish.told(layer + 1, self.config.layers + 1) end
     end
     y = nn.conv2d(w[2 * self.config.layers + 2], y, { padding = 1 })
     return nn.pixel_shuffle(y, s, { base = x, dtype = finish and finish.dtype, flaw = finish and finish.flaw })

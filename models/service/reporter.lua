@@ -40,9 +40,9 @@ function Reporter:draw(stage)
   self.timer:start(math.ceil(wait * 1000), 0, function() tell(self) end)
 end
 
-function Reporter:step(window, windows, step, steps)
+function Reporter:step(window, windows, step, steps, clips)
   self.at = { step = step, steps = steps, window = window, windows = windows }
-  progress_of.step(self, window, windows, step, steps)
+  progress_of.step(self, window, windows, step, steps, clips)
 end
 
 --- Sends the last state; nothing is sent after that.

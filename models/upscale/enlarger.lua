@@ -18,9 +18,9 @@ local SHARE = 0.5 -- of the free memory
 local LEAST = 32 -- minimum side of a tile in pixels
 
 -- The network's result in a dtype, and whether any of its values is not finite.
-local function run(net, x, dtype)
+local function run(net, x, dtype, told)
   local flaw = cr.zeros({ 1 }, { dtype = 'i32', device = net.device })
-  return net:forward(x, { dtype = dtype, flaw = flaw }), flaw
+  return net:forward(x, { dtype = dtype, flaw = flaw, told = told }), flaw
 end
 
 local Enlarger = {}
@@ -28,16 +28,23 @@ Enlarger.__index = Enlarger
 
 --- @param net table from models/networks/upscaler.lua
 --- @param options table? {scale = the network's, tile = 'auto' or the side of tiles in pixels, note = function(text) receives
----   messages for the user, beside = true: other tasks run while the GPU works}
+---   messages for the user, beside = true: other tasks run while the GPU works, told = function(k, n)? is called on a CPU after
+---   part k of the n parts of an image, which takes seconds to minutes there}
 function M.new(net, options)
   options = options or {}
-  return setmetatable({
+  local self
+  local function told(k, n)
+    options.told(self.tiles_done * n + k, self.tiles * n)
+  end
+  local inner = net.device == 'cpu' and options.told and told or nil
+  self = setmetatable({
     -- On a GPU the second image of a size is recorded as a CUDA graph, which is replayed from the third on.
-    graph = cr.graph(function(x, dtype) return run(net, x, dtype) end),
+    graph = cr.graph(function(x, dtype) return run(net, x, dtype, inner) end),
     net = net, scale = options.scale or net.scale, tile = options.tile or 'auto', note = options.note or function() end,
-    beside = options.beside,
+    beside = options.beside, tiles = 1, tiles_done = 0,
     sides = {},
   }, Enlarger)
+  return self
 end
 
 --- The size of the result.
@@ -109,9 +116,11 @@ end
 local function through(self, x, side, dtype)
   local net, height, width = self.net, x:size(2), x:size(3)
   x = padded(x, net.multiple)
+  self.tiles, self.tiles_done = 1, 0
   if not side or side >= height and side >= width then return tile(self, x, dtype) end
   local h, w, s, margin = x:size(2), x:size(3), net.scale, math.ceil(net.margin / net.multiple) * net.multiple
   local out = cr.empty({ 1, h * s, w * s, 3 }, { dtype = dtype, device = x.device })
+  self.tiles = math.ceil(h / side) * math.ceil(w / side)
   for top = 0, h - 1, side do
     for left = 0, w - 1, side do
       cr.scope(function()
@@ -121,6 +130,7 @@ local function through(self, x, side, dtype)
         local part = tile(self, x:narrow(2, y0 + 1, y1 - y0):narrow(3, x0 + 1, x1 - x0):contiguous(), dtype)
         out:narrow(2, top * s + 1, rows):narrow(3, left * s + 1, columns)
           :copy_(part:narrow(2, (top - y0) * s + 1, rows):narrow(3, (left - x0) * s + 1, columns))
+        self.tiles_done = self.tiles_done + 1
       end)
     end
   end

@@ -140,15 +140,17 @@ function M.run(input, output, given, progress)
   s.device = s.devices[1]
   settings:complete(s)
   local info = inspect(input, output, s)
-  progress = progress or progress_of.new { quiet = s.quiet }
+  progress = progress or progress_of.new { quiet = s.quiet, words = { 'part', 'frame' } }
   local loaded = {}
   local function load(device)
     local net = progress:measure('load', 0, networks.load, s.model, setmetatable({ device = device }, { __index = s }))
     loaded[#loaded + 1] = enlargers.new(net, { scale = s.scale, tile = s.tile, beside = #s.devices > 1,
-      note = function(text) progress:note(text) end })
+      note = function(text) progress:note(text) end,
+      told = function(k, n) progress:step(math.min(progress.done + 1, progress.total or math.huge), progress.total, k, n) end })
     return loaded[#loaded]
   end
   local enlarger = load(s.device)
+  if info.still then progress:expect(1) end
   local makers = { first = enlarger }
   for i, device in ipairs(s.devices) do
     makers[i] = { device = device, model = i == 1 and enlarger or nil, load = function() return load(device) end }

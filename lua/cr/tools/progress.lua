@@ -30,6 +30,7 @@ ffi.cdef 'int isatty(int fd);'
 --- @field total integer? frames in all
 --- @field quiet boolean? draw nothing
 --- @field unit string? 'frames'
+--- @field words string[]? what step() counts: {'step', 'window'}
 
 --- Makes a progress display and starts its clock.
 --- @param options ProgressOptions
@@ -37,7 +38,7 @@ ffi.cdef 'int isatty(int fd);'
 function progress.new(options)
   return setmetatable({
     total = options.total, quiet = options.quiet, unit = options.unit or 'frames', done = 0,
-    started = now(), drawn = -math.huge, stages = {}, order = {}, depth = {},
+    started = now(), drawn = -math.huge, stages = {}, order = {}, depth = {}, clips = 1, words = options.words or { 'step', 'window' },
     terminal = ffi.C.isatty(2) == 1,
   }, progress)
 end
@@ -52,8 +53,9 @@ local function stage_of(self, name)
   return s
 end
 
-local function finish(stage, start, waited, ...)
+local function finish(stage, frames, start, waited, ...)
   local seconds = now() - start
+  stage.frames = stage.frames + frames
   stage.seconds = stage.seconds + seconds
   stage.working = stage.working + math.max(0, seconds - (loop.waited() - waited))
   return ...
@@ -74,49 +76,63 @@ end
 --- @param fn function
 function progress:measure(name, frames, fn, ...)
   local stage = stage_of(self, name)
-  stage.frames = stage.frames + frames
   stage.began = now()
   self:draw(name)
-  return finish(stage, now(), loop.waited(), fn(...))
+  return finish(stage, frames, now(), loop.waited(), fn(...))
 end
 
 -- Stages that do not work frame by frame, or that are counted by steps.
-local NOT_BY_FRAMES = { load = true, audio = true, denoise = true }
+local NOT_BY_FRAMES = { load = true, audio = true, denoise = true, enlarge = true }
+-- Stages that count each frame once for each person.
+local BY_CLIPS = { align = true, ['encode latents'] = true, ['decode latents'] = true, upscale = true }
+
+-- Returns the working seconds of the stages that work frame by frame: those so far, and those expected for the rest.
+-- Until the first face is decoded, decoding is assumed to take as long as encoding.
+local function seconds_by_frames(self)
+  local made, left, total = 0, 0, self.total or 0
+  local function expect(stage, frames)
+    return frames > 0 and stage.working / frames * math.max(0, math.min(total - frames, total - self.done)) or 0
+  end
+  local function frames_of(name) return self.stages[name].frames / (BY_CLIPS[name] and self.clips or 1) end
+  local seen = self.done
+  for _, name in ipairs(self.order) do seen = math.max(seen, frames_of(name)) end
+  for _, name in ipairs(self.order) do
+    if not NOT_BY_FRAMES[name] then
+      local stage, frames = self.stages[name], frames_of(name)
+      made = made + stage.working
+      left = left + expect(stage, frames > 0 and frames or seen)
+    end
+  end
+  local encoding = self.stages['encode latents']
+  if encoding and encoding.frames > 0 and not self.stages['decode latents'] then
+    left = left + encoding.working / encoding.frames * self.clips * total
+  end
+  return made, left
+end
 
 --- Reports that step k of `steps` in window w of `windows` was queued on the device. From then on the time left can
 --- be estimated.
 --- @param w integer
 --- @param windows integer? nil if the number is unknown
 --- @param k integer
---- @param steps integer
-function progress:step(w, windows, k, steps)
+--- @param steps integer of all the window's clips
+--- @param clips integer? the clips of the window, one for each person (1)
+function progress:step(w, windows, k, steps, clips)
   local t = now()
   self.steps_done = (self.steps_done or 0) + 1
   if not self.first_step_at then
-    self.first_step_at, self.step_seconds, self.steps_timed = t, t - (self.stages.denoise and self.stages.denoise.began or t), 1
+    local stage = self.stages.denoise or self.stages.enlarge
+    self.first_step_at, self.step_seconds, self.steps_timed = t, t - (stage and stage.began or t), 1
+    self.made_before = seconds_by_frames(self)
   elseif k > 1 then
     self.step_seconds, self.steps_timed = self.step_seconds + t - self.last_step_at, self.steps_timed + 1
   end
   self.last_step_at = t
-  self.steps_in_all = self.unit == 'frames' and windows and windows * steps or nil
-  self.sampling = ('step %d of %d in window %d%s'):format(k, steps, w, windows and ' of ' .. windows or '')
+  self.steps_left = self.unit == 'frames' and windows and (windows - w + 1) * steps - k or nil
+  self.clips = clips or 1
+  self.sampling = ('%s %d of %d in %s %d%s'):format(self.words[1], k, steps, self.words[2], w, windows and ' of ' .. windows or '')
   self:draw(self.current)
   if k == steps and w == windows then self.sampling = nil end
-end
-
--- Returns the working seconds of a frame besides its steps. Until the first face is decoded, decoding is assumed to
--- take as long as encoding.
-local function seconds_a_frame(self)
-  local sum, seen = 0, self.done
-  for _, name in ipairs(self.order) do seen = math.max(seen, self.stages[name].frames) end
-  for _, name in ipairs(self.order) do
-    local stage = self.stages[name]
-    local frames = stage.frames > 0 and stage.frames or seen
-    if not NOT_BY_FRAMES[name] and frames > 0 then sum = sum + stage.working / frames end
-  end
-  local encoding = self.stages['encode latents']
-  if encoding and encoding.frames > 0 and not self.stages['decode latents'] then sum = sum + encoding.working / encoding.frames end
-  return sum
 end
 
 -- Returns the estimated seconds until the end, or nil before the first step or if the total is unknown.
@@ -125,11 +141,11 @@ local function seconds_left(self, t)
     local n = self.steps_done - 1
     return n > 0 and (self.total - self.done) * (t - self.first_step_at) / n or nil
   end
-  if not (self.steps_in_all and self.total) then return nil end
-  local a_step, a_frame = self.step_seconds / self.steps_timed, seconds_a_frame(self)
-  local left = (self.steps_in_all - self.steps_done) * a_step + (self.total - self.done) * a_frame
+  if not (self.steps_left and self.total) then return nil end
+  if self.done >= self.total then return 0 end
+  local a_step, made, left = self.step_seconds / self.steps_timed, seconds_by_frames(self)
+  made, left = made - self.made_before + (self.steps_done - 1) * a_step, left + self.steps_left * a_step
   -- Tasks overlap on a card, so the elapsed time is scaled by the remaining work relative to the work done.
-  local made = (self.steps_done - 1) * a_step + self.done * a_frame
   return made > 0 and left * (t - self.first_step_at) / made or left
 end
 
@@ -177,8 +193,11 @@ local function line(self, stage)
     local full = math.floor(fraction * width)
     parts[#parts + 1] = '[' .. ('#'):rep(full) .. ('.'):rep(width - full) .. ']'
   end
-  parts[#parts + 1] = self.total and ('%d/%d %s'):format(self.done, self.total, self.unit) or
-      ('%d %s'):format(self.done, self.unit)
+  if self.total then
+    parts[#parts + 1] = ('%d/%d %s'):format(self.done, self.total, self.unit)
+  elseif self.done > 0 then
+    parts[#parts + 1] = ('%d %s'):format(self.done, self.unit)
+  end
   local rate
   if self.rate_start and self.done > self.rate_done and t > self.rate_start then
     rate = (self.done - self.rate_done) / (t - self.rate_start)

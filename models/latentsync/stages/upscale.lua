@@ -62,8 +62,8 @@ end
 local function of_mouths(job, model)
   local stage, people = { close = close, enlargers = {} }, {} -- people[speaker]: {widths, scale}
 
-  -- Chooses the scale of a window's faces.
-  local function decide(clip, size)
+  -- Chooses the scale of a window's faces; `device` generates them.
+  local function decide(clip, size, device)
     local whose = clip.source and (clip.source.who or clip.source) or stage
     local person = people[whose] or { widths = setmetatable({ count = 0 }, Widths) }
     people[whose] = person
@@ -75,6 +75,8 @@ local function of_mouths(job, model)
       local from = before and ('from %.2f s on '):format((clip.first - 1) / 25) or ''
       job.progress:note(('--upscale mouth: %sthe faces are %d pixels wide in the frame and generated at %d, so upscaling gains nothing')
         :format(from, side, size))
+    elseif not before and scale > 1 and device == 'cpu' then
+      job.progress:note '--upscale mouth: on a processor this takes some seconds for each frame'
     elseif before == 1 and scale > 1 then
       job.progress:note(('--upscale mouth: from %.2f s on the faces are %d pixels wide in the frame and are upscaled')
         :format((clip.first - 1) / 25, side))
@@ -87,7 +89,7 @@ local function of_mouths(job, model)
   function stage:window(clip, faces)
     if not faces then return nil end
     local size = faces:size(2)
-    local scale = decide(clip, size)
+    local scale = decide(clip, size, faces.device)
     if scale == 1 then return nil end
     local enlarger = enlarger_on(self, faces.device, job, model)
     enlarger.scale = math.min(enlarger.net.scale, scale)
