@@ -40,7 +40,7 @@ t.test('the face appears, speaks typed text and microphone input, and stops', fu
   local ok, problem = pcall(cr.run, function()
     local page = browser.open(('http://127.0.0.1:%d/live.html'):format(server.port), { width = 1280, height = 900 })
     page:wait "document.querySelector('#clip').length === 1"
-    t.ok(page:sees '#form' and not page:sees '#problem', page:text '#problem')
+    t.ok(page:sees '#form' and not page:sees '#untyped' and not page:sees '#problem', page:text '#problem')
     page:click '#begin'
     page:wait "document.querySelector('#state').textContent === 'Live'"
     page:wait "document.querySelector('#video').currentTime > 0.5 && document.querySelector('#video').videoWidth === 400"

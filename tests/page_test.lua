@@ -144,6 +144,8 @@ test('making a video: files, person, settings, progress', function()
   found(page, 1)
   t.equal(server:ask('GET', '/v1/jobs?kind=faces').json.jobs[1].duration, 0.4, 'people are looked for in that piece of the video')
   inspect(page, 'ready')
+  t.ok(page:text '#summary':find '· 0.4.s long$', page:text '#summary')
+  t.equal(value_of(page, "querySelector('#set-upscale').list.options[0].value"), 'mouth', 'usual values are offered')
   page:click '#go'
   page:wait "location.hash.startsWith('#job/')"
   t.ok(page:wait "document.querySelector('#progress-stage').textContent !== ''")
@@ -171,7 +173,8 @@ test('the result is shown beside its source, and plays', function()
   page:press '.'
   page:wait "Math.abs(document.querySelector('#source').currentTime - 0.24) < 0.001"
   -- The divider: with the mouse and with keys.
-  t.equal(value_of(page, "querySelector('#divider').ariaValueNow"), '50')
+  local box = server:ask('GET', '/v1/jobs?kind=faces').json.jobs[1].people[1].box
+  t.near(tonumber(value_of(page, "querySelector('#divider').ariaValueNow")), 100 * (box[1] + box[3] / 2) / 400, 1, 'it begins on the face')
   page:drag('#divider', 150, 0)
   local at = tonumber(value_of(page, "querySelector('#divider').ariaValueNow"))
   t.ok(at > 60 and at < 90, 'dragged to ' .. at)
@@ -232,6 +235,15 @@ test('report, download, history, another one like it, delete', function()
   content(page)
 end)
 
+-- A video without a face.
+local function grey_film(frames)
+  local path = child.folder .. '/grey.mp4'
+  local sink = media.writer(path, { fps = 25 })
+  for _ = 1, frames do cr.scope(function() sink:write(cr.full({ 240, 320, 3 }, 90, { dtype = 'u8' })) end) end
+  sink:close()
+  return path
+end
+
 -- ---- errors ---------------------------------------------------------------------------------
 
 test('missing and invalid input is reported beside its field', function()
@@ -244,6 +256,8 @@ test('missing and invalid input is reported beside its field', function()
   t.ok(page:text '#video-problem':find 'demo.flac has no picture', page:text '#video-problem')
   choose_video(page, child.file('words.mp4', ('no video at all\n'):rep(100)))
   page:wait "document.querySelector('#video-problem').textContent.startsWith('The file is not a video')"
+  t.ok(not page:sees '#video-word' and not page:sees '#video-retry', 'a file that is no video is nothing to try again')
+  t.equal(page:text '#summary', 'Still missing: a video and a voice.')
   t.equal(#page.wrong, 1, 'the refused upload') -- the browser logs each refusal itself
   page.wrong = {}
   page:drop('#video-stage', service.video)
@@ -253,6 +267,11 @@ test('missing and invalid input is reported beside its field', function()
   t.equal(page:text '#voice [data-part=problem]', 'Add a voice.')
   page:drop('#voice .slot', service.sound)
   page:wait "document.querySelector('#voice [data-part=facts]').textContent.includes('s · ')"
+  choose_video(page, grey_film(8)) -- a voice longer than the video is said before anything is made
+  page:wait "document.querySelector('#summary').textContent.endsWith('longer than the video, which then runs backward and forward')"
+  choose_video(page)
+  page:wait "document.querySelector('#summary').textContent.endsWith(' long')"
+  found(page, 1)
   set(page, 'steps', '0')
   t.equal(page:text '#problem-steps', 'Steps: 0 is less than 1.')
   page:click '#go'
@@ -276,12 +295,8 @@ test('missing and invalid input is reported beside its field', function()
 end)
 
 slow_test('a job is cancelled, and fails, and is tried again', function()
-  local grey = child.folder .. '/grey.mp4'
-  local sink = media.writer(grey, { fps = 25 })
-  for _ = 1, 10 do cr.scope(function() sink:write(cr.full({ 240, 320, 3 }, 90, { dtype = 'u8' })) end) end
-  sink:close()
   page = open()
-  choose_video(page, grey)
+  choose_video(page, grey_film(10))
   choose_voice(page)
   page:wait "document.querySelector('#who-word').textContent.startsWith('No face was found')"
   page:click '#go'

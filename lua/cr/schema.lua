@@ -17,6 +17,7 @@
 --   default       a value, or a function of the settings before it; default_text describes it
 --   min, max      the inclusive range of numbers; above, below: exclusive bounds
 --   choices       the values of type 'choice'
+--   examples      some valid values of an open type, which pages offer
 --   unit, metavar, help, doc (longer text for the documentation)
 --   per_person    the value may be a list, one for each person; on the command line the option is repeated
 --   off           for a flag that is on by default: help of its negation, the only option on the command line
@@ -346,7 +347,7 @@ function Schema:json_schema()
     local kind = JSON[row[2]] or 'string'
     local bounded = kind == 'integer' or kind == 'number'
     properties[row[1]] = {
-      type = kind, description = row.help or row.off, default = plain_default(row), enum = row.choices,
+      type = kind, description = row.help or row.off, default = plain_default(row), enum = row.choices, examples = row.examples,
       minimum = bounded and row.min or nil, maximum = bounded and row.max or nil,
       exclusiveMinimum = bounded and row.above or nil, exclusiveMaximum = bounded and row.below or nil,
       maxLength = kind == 'string' and not row.choices and MOST or nil,
@@ -357,14 +358,14 @@ function Schema:json_schema()
 end
 
 --- Returns the rows in a form for web pages.
---- @return table[] {name, type, default, default_text, minimum, maximum, choices, unit, help, doc, group, stage}
+--- @return table[] {name, type, default, default_text, minimum, maximum, choices, examples, unit, help, doc, group, stage}
 function Schema:describe()
   local list = {}
   for i, row in ipairs(self.rows) do
     local kind = type(row[2]) == 'string' and row[2] or 'string'
     list[i] = {
       name = row[1], type = kind, default = plain_default(row), default_text = default_text(row), minimum = row.min or row.above,
-      maximum = row.max or row.below, choices = row.choices, unit = row.unit, help = row.help or row.off,
+      maximum = row.max or row.below, choices = row.choices, examples = row.examples, unit = row.unit, help = row.help or row.off,
       doc = row.doc or row.help or row.off, group = row.client, stage = row.stage,
     }
   end

@@ -24,7 +24,7 @@ local interval = {
 }
 
 local upscale = {
-  metavar = 'mouth|frame:N', wanted = 'mouth[:MODEL] or frame:N[:MODEL], as in frame:2', code = 1,
+  metavar = 'mouth|frame:N', wanted = 'mouth, or frame:N as in frame:2, each with or without :MODEL', code = 1,
   read = function(text) return text end,
   holds = function(value)
     if type(value) ~= 'string' then return false end
@@ -94,6 +94,7 @@ local settings = schema.new {
     doc = 'guidance method: `cfg`, `apg`, `cfgpp`, `pag`, `zero_star`, or a `.lua` file, with options as in `apg:eta=0.2`; see ' ..
       '`lua/README.md`' },
   { 'cache', 'string', stage = 'sample', client = 'advanced', script = is_code, metavar = 'NAME:...', default_text = 'none',
+    examples = { 'deepcache:3', 'fora:2' },
     help = 'reuse of features over steps: deepcache:INTERVAL[:BRANCH], fora:INTERVAL, tea:THRESHOLD; combine with commas',
     doc = 'reuse of features of earlier steps: `deepcache:3` (or `:3:BRANCH`), `fora:2`, `tea:THRESHOLD`, or several with commas' },
   { 'strength', 'number', stage = 'sample', client = 'advanced', default = 1, above = 0, max = 1,
@@ -179,10 +180,11 @@ local settings = schema.new {
     help = 'where nobody speaks for 0.4 s: keep the mouth, or give the model silence (close) or the sound (model)',
     doc = 'where nobody speaks for more than 0.4 s: `keep` keeps the mouth of the video, with 4 frames of transition, and skips ' ..
       'windows without speech; `close`: the model hears silence; `model`: it hears the sound, as in LatentSync' },
-  { 'upscale', upscale, stage = 'output', client = 'simple', default_text = 'none',
-    help = 'upscale the mouth before it is pasted, or the whole result N times; [:MODEL]: as in `upscale`',
+  { 'upscale', upscale, stage = 'output', client = 'simple', default_text = 'none', examples = { 'mouth', 'frame:2', 'frame:4' },
+    help = 'for a sharper result: `mouth` upscales the mouth before it is pasted, `frame:2` the whole result to twice its size',
     doc = "`mouth`: the new mouth is upscaled to the frame's own resolution before it is pasted (by `x4plus`); `frame:2`: the whole " ..
-      'result is upscaled by this factor (by `animevideov3`); `mouth:MODEL`, `frame:2:MODEL`: by another network of `crescent upscale`' },
+      'result is upscaled by this factor (by `animevideov3`); `mouth:MODEL`, `frame:2:MODEL`: by another network of `crescent upscale`; ' ..
+      'on a processor each frame takes seconds' },
   { 'codec', 'string', stage = 'encode', metavar = 'NAME', help = "FFmpeg's video encoder", default_text = 'libx264' },
   { 'crf', 'int', stage = 'encode', client = 'advanced', default = 18, min = 0, max = 63, help = "encoder's quality, lower is better" },
   { 'lossless', 'flag', stage = 'encode', client = 'advanced', default = false,

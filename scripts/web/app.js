@@ -3,7 +3,7 @@
 import { state } from './state.js';
 import { $, show, note, capital, dotted, size, lasting, shape, whenUnplayable } from './tools.js';
 import { call } from './server.js';
-import { slots, clear, take, send } from './slots.js';
+import { slots, clear, take, send, refused } from './slots.js';
 import { newDraft, startDraft, drawVideo, drawBoxes, drawPeople, findPeople } from './draft.js';
 import { buildOptions, drawOptions, resetOptions, find } from './settings.js';
 import { make, drawSummary } from './make.js';
@@ -67,7 +67,7 @@ function bindMake() {
       $(id).value = '';
     };
   }
-  whenUnplayable(video, () => show($('video-word'), true));
+  whenUnplayable(video, () => show($('video-word'), !refused(state.draft.video)));
   video.onloadedmetadata = () => {
     const { videoWidth: width, videoHeight: height } = video;
     if (width) shape($('video-screen'), { width, height });

@@ -3,7 +3,7 @@
 import { state, changed } from './state.js';
 import { $, show, note, el, ordinal, dotted, clock, lasting, extent, size, shape } from './tools.js';
 import { call, problemOf, ended, follow, pictureOf } from './server.js';
-import { newSlot, slots, clear, drawUpload, retriable, voiceView } from './slots.js';
+import { newSlot, slots, clear, drawUpload, refused, retriable, voiceView } from './slots.js';
 import { drawOptions } from './settings.js';
 
 export function newDraft() {
@@ -46,6 +46,7 @@ export function drawVideo() {
     show($('video-word'), false);
     video.src = slot.url;
   }
+  if (refused(slot)) show($('video-word'), false);
   if (!remote && state.draft.crowd) {
     forgetPeople();
     drawPeople();

@@ -182,7 +182,10 @@ async function load() {
   for (const file of files.filter(f => f.video)) {
     $('clip').append(el('option', { value: file.id, selected: file.id === wanted }, `${file.name} (${size(file.bytes)})`));
   }
-  show($('form'), !!system.live.say);
+  const types = !!system.live.say;
+  show($('form'), types);
+  show($('untyped'), !types);
+  if (types) $('about').textContent = 'The face says what you type or say, in real time.';
   $('begin').disabled = !$('clip').length;
   if (!$('clip').length) note($('problem'), 'There is no video yet: upload one on the page Make.');
   $('machine').textContent = system.devices.map(d => d.name).join(', ');

@@ -1,7 +1,7 @@
 // A new video: the request that creates it, and its problems, shown where they belong.
 
 import { state } from './state.js';
-import { $, note, capital, dotted } from './tools.js';
+import { $, note, capital, dotted, lasting } from './tools.js';
 import { Problem, call } from './server.js';
 import { titleOf, read, find } from './settings.js';
 
@@ -58,13 +58,23 @@ export async function make() {
   }
 }
 
+/** The length of the result, as long as the server's settings leave it to the voices; empty if it is unknown. */
+function lengthInWords({ video, voice, voices, each, values }) {
+  const sounds = each ? given(voices).map(([, slot]) => slot) : [voice], start = values.start || 0;
+  const [shown, ...heard] = [video.remote?.video?.seconds, ...sounds.map(slot => slot.remote?.audio?.seconds)];
+  if (!shown || !heard.every(Boolean) || values.tail === 'keep') return '';
+  const length = Math.min(Math.max(...heard) - start, values.duration ?? Infinity), short = length > shown - start + 0.1;
+  return length > 0 && `${lasting(length)} long${short ? ', longer than the video, which then runs backward and forward' : ''}`;
+}
+
 /** One line that says what will be made, or what is missing. */
 export function drawSummary() {
-  const { video, voice, voices, each, who, preset } = state.draft;
-  const named = each ? given(voices).map(([number, slot]) => `person ${number}: ${slot.name}`) : [voice.name].filter(Boolean);
-  const wanted = [!video.name && 'a video', !named.length && 'a voice'].filter(Boolean);
+  const { video, voice, voices, each, who, preset } = state.draft, usable = slot => slot.name && slot.status !== 'failed';
+  const named = each ? given(voices).filter(([, slot]) => usable(slot)).map(([number, slot]) => `person ${number}: ${slot.name}`)
+    : [voice].filter(usable).map(slot => slot.name);
+  const wanted = [!usable(video) && 'a video', !named.length && 'a voice'].filter(Boolean);
   const person = !each && /^\d+$/.test(who) && `person ${who}`;
-  const all = dotted([video.name, ...named, person, preset]);
+  const all = dotted([video.name, ...named, person, preset, lengthInWords(state.draft)]);
   $('summary').textContent = wanted.length ? `Still missing: ${wanted.join(' and ')}.` : all;
 }
 

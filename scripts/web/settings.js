@@ -24,12 +24,24 @@ function listOf(values) {
   return el('select', {}, el('option', { value: '' }, 'Default'), ...options);
 }
 
-/** The input of a row. A flag without a default can be unset, so it is a list. */
+/** A text that may be any, with the most usual values to choose from. */
+function textOf(name, examples) {
+  const field = el('input', { type: 'text', autocomplete: 'off', spellcheck: false });
+  if (!examples?.length) return [field];
+  field.setAttribute('list', `examples-${name}`);
+  return [field, el('datalist', { id: `examples-${name}` }, ...examples.map(value => el('option', { value })))];
+}
+
+/** The input of a row, and what belongs to it. A flag without a default can be unset, so it is a list. */
+function fieldsOf({ name, type, choices, examples, minimum, maximum, default: standard }) {
+  if (!choices?.length && !['flag', 'int', 'number'].includes(type)) return textOf(name, examples);
+  return [fieldOf({ type, choices, minimum, maximum, default: standard })];
+}
+
 function fieldOf({ type, choices, minimum, maximum, default: standard }) {
   if (choices?.length) return listOf(choices);
   if (type === 'flag' && typeof standard !== 'boolean') return listOf([true, false]);
   if (type === 'flag') return el('input', { type: 'checkbox', role: 'switch' });
-  if (type !== 'int' && type !== 'number') return el('input', { type: 'text', autocomplete: 'off', spellcheck: false });
   const whole = type === 'int' && !(minimum < 0); // phones' integer keyboards have no minus
   const field = el('input', { type: 'number', step: type === 'int' ? 1 : 'any', inputMode: whole ? 'numeric' : 'decimal' });
   if (minimum != null) field.min = minimum;
@@ -67,14 +79,14 @@ function moreAbout(row, doc) {
 
 /** A setting: its input, its help, its error. draw() shows the value of the draft, refuse(text) shows an error. */
 function rowView(row) {
-  const title = titleOf(row), field = fieldOf(row), standard = el('span');
+  const title = titleOf(row), fields = fieldsOf(row), [field] = fields, standard = el('span');
   const label = el('label', { htmlFor: `set-${row.name}` }, title);
   const help = el('p', { className: 'hint', id: `help-${row.name}` }, ...marked(capital(row.help) + '. '), standard);
   const problem = el('p', { className: 'problem', id: `problem-${row.name}`, role: 'alert', hidden: true });
   const undo = el('button', { type: 'button', className: 'link', 'aria-label': `Reset ${title}` }, 'Reset');
   const about = el('div', { className: 'about' }, label, ' ', undo), view = el('div', { className: 'row' }, about);
   if (row.unit) label.append(el('span', { className: 'unit' }, ` (${row.unit})`));
-  view.append(el('div', { className: 'control' }, field), help);
+  view.append(el('div', { className: 'control' }, ...fields), help);
   if (row.doc && row.doc !== row.help) {
     const doc = el('p', { className: 'doc', id: `doc-${row.name}`, hidden: true }, ...marked(capital(row.doc) + '.'));
     help.append(moreAbout(row, doc));

@@ -44,8 +44,11 @@ function fail(slot, problem) {
   slot.changed();
 }
 
+/** Whether the file itself is the problem, so that a second attempt fails too. */
+export const refused = slot => slot.status === 'failed' && [413, 415, 422].includes(slot.problem.status);
+
 /** Whether a second attempt may succeed. */
-export const retriable = slot => slot.status === 'failed' && !!slot.blob && slot.problem.status !== 413;
+export const retriable = slot => slot.status === 'failed' && !!slot.blob && !refused(slot);
 
 /** Shows the progress of an upload as text and as a bar. */
 export function drawUpload(slot, bar) {

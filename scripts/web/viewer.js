@@ -23,7 +23,17 @@ export async function openViewer(job) {
   drawViewer();
   drawTime();
   await findCrowd(video);
-  if (state.job?.id === id) drawViewer();
+  const file = await fileOf(video);
+  if (state.job?.id !== id) return;
+  if (view.split === 50 && file?.video) view.split = middleOf(file.video);
+  drawViewer();
+}
+
+/** Where the divider begins: on the only face with a generated mouth, so that both halves of it are seen. */
+function middleOf({ width }) {
+  const { face = 'largest' } = state.job.settings || {}, area = ({ box }) => box[2] * box[3];
+  const people = seenPeople().toSorted((a, b) => area(b) - area(a)), one = people.length === 1 || !state.job.voices && face === 'largest';
+  return one && people.length ? clamp(100 * (people[0].box[0] + people[0].box[2] / 2) / width, 10, 90) : 50;
 }
 
 /** The people in a video, if the server has searched for them. */
