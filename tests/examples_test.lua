@@ -126,6 +126,20 @@ t.test('lipsync takes each', function()
   t.ok(settings.guidance_method:find 'my_guidance.lua:low=1.2', settings.guidance_method)
 end)
 
+t.test('an error in an own file has its position, however long the path is', function()
+  local files, folder = require 'cr.files', path 'a_folder_for_a_study_of_guidance_with_a_long_name/and_another_one'
+  files.make_folder(folder)
+  for name, code in pairs {
+    ['wrong.lua'] = 'return function(self, uncond, cond)\n  return uncond + (cond - uncnd) * self.scale\nend\n',
+    ['lacks.lua'] = 'return function(self, uncond, cond)\n  return uncond:scale(2)\nend\n',
+  } do
+    files.write(folder .. '/' .. name, code)
+    local r = with { 'lipsync', '--size', '64', '--out', path 'none.mkv', '--steps', '3', '--guidance', '2', '--guidance-method',
+      folder .. '/' .. name }
+    t.ok(r.code == 1 and r.err:find('^crescent: [^\n]*' .. name:gsub('%.', '%%.') .. ':2: [^\n]+\n$'), r.err)
+  end
+end)
+
 t.test('a session takes each, with the same latents, and each changes them', function()
   cr.scope(function()
     local run = require 'models.latentsync'.session {

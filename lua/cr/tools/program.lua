@@ -71,6 +71,19 @@ local function finish_films()
   if type(writer) == 'table' then writer.finish_open() end
 end
 
+-- Returns whether a position is in a file of the program, not in one that its user wrote. Lua shortens long paths to
+-- '...' and their end.
+local function is_ours(position)
+  for _, folder in ipairs { '/lua/', '/models/', '/scripts/' } do
+    local at = position:find(folder, 1, true)
+    local before, inside = position:sub(1, (at or 1) - 1), position:sub(at or 1)
+    if at and (before == host.root or before:sub(1, 3) == '...') and not inside:find '^/scripts/examples/' then
+      return require 'lfs'.attributes(host.root .. inside, 'mode') == 'file'
+    end
+  end
+  return false
+end
+
 -- Formats any error as one line.
 local function sentence(err)
   local text
@@ -82,9 +95,7 @@ local function sentence(err)
     local bug = text:find 'attempt to ' or text:find 'bad argument' or text:find 'stack overflow'
     if named_script and not bug then
       local position, rest = text:match '^([^\n]-%.lua):%d+: (.*)$'
-      local ours = position and
-          (position:sub(1, 3) == '...' or position:sub(1, #host.root) == host.root)
-      if ours then text = rest end
+      if position and is_ours(position) then text = rest end
     end
     -- Removes the list of searched places.
     text = text:gsub("(module '[^']*' not found):\n.*", '%1')
