@@ -70,6 +70,6 @@ for _, name in ipairs(names) do
   end
 end
 
-local text, found = require 'cr.tools.help'.text(topic)
+local text, found = require 'cr.tools.help'.text(topic, require 'models.latentsync.settings'.schema:describe())
 if not found then cli.fail(text) end
 print(text)

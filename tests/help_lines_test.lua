@@ -91,6 +91,29 @@ t.test("operations of the page's table have a line", function()
   for name in rows:gmatch '`([%w_.]+)`' do t.ok(by_name[name], name .. ' has no line in lua/cr/tools/help_lines.lua') end
 end)
 
+t.test('names of other programs, settings, commands and files lead to what is here', function()
+  local rows = require 'models.latentsync.settings'.schema:describe()
+  for asked, wanted in pairs {
+    ['torch.tensor'] = '^cr%.tensor%(value', ['torch.mean'] = '^tensor:mean', ['F.interpolate'] = '^nn%.interpolate%(x, options%)',
+    ['nn.SiLU'] = '^SiLU is nn%.silu here%..*\nnn%.silu%(x%)', ['torch.nn.LayerNorm'] = 'nn%.layer_norm%(w, x',
+    ['torch.fft.fft2'] = 'complex numbers', ['torch.compile'] = 'cr%.graph', ['np.savez'] = '\ncr%.save%(', shape = '^x%.shape: ',
+    ['F.scaled_dot_product_attention'] = '^there is no scaled_dot_product_attention: use nn%.attention',
+    ['DPM++ 2M Karras'] = 'is dpmpp_2m_karras here', DPMSolverMultistepScheduler = 'is dpmpp_2m here',
+    guidance_scale = '^%-%-guidance: a setting', ['--guidance-rescale'] = 'in a session guidance_rescale = ',
+    lipsync = '^crescent lipsync: a command\n  Lip%-syncs', scheduler = '^%-%-scheduler: ', size = '^tensor:size',
+    ['sample.diff'] = '^sample:diff', json = "^json %(require 'cr%.json'%)", media = '^media %(cr%.media%)',
+    [cr.root .. '/scripts/examples/my_guidance.lua'] = 'frequency%-decoupled.*\n  low ',
+    [cr.root .. '/scripts/examples/my_cache.lua'] = 'my_cache%.lua: ',
+  } do
+    local text, found = help.text(asked, rows)
+    t.ok(found and text:find(wanted), asked .. ': ' .. text:sub(1, 200))
+  end
+  local view = help.text 'view'
+  t.ok(view:find '^tensor:view' and not view:find '\n  job ', 'what servers have is only a line: ' .. view)
+  t.equal(help.text 'x = 3', "no help on 'x = 3': `crescent help modules` lists the modules")
+  t.equal(help.text '/nowhere.lua', 'there is no file /nowhere.lua')
+end)
+
 t.test('an example is code, and not a text that names the function', function()
   for _, name in ipairs { 'x:gather', 'x:index_select', 'nn.attention' } do
     t.ok(not help.text(name):find('absent.lua', 1, true), name)

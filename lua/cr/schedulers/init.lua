@@ -164,8 +164,10 @@ local function canonical(word)
   return (word:lower():gsub('%+%+', 'pp'):gsub('[%s%-]+', '_'):gsub('_?scheduler$', ''):gsub('_gpu$', ''))
 end
 
--- Returns our name of a method that other programs call differently, or nil.
-local function known_elsewhere(word)
+--- Returns our name of a method that other programs call differently, or nil.
+--- @param word string 'DPM++ 2M Karras', 'EulerDiscreteScheduler', 'k_euler_a'
+--- @return string?
+function M.known_elsewhere(word)
   local wanted, found = canonical(word), nil
   local ok, module = pcall(resolve, wanted)
   if ok and module then return wanted end
@@ -176,14 +178,14 @@ local function known_elsewhere(word)
   end)
   local base, suffix = wanted:match '^(.+)_(%l+)$'
   if found or not base or not suffixes[suffix] then return found end
-  local ours = known_elsewhere(base)
+  local ours = M.known_elsewhere(base)
   ours = ours and ours .. '_' .. suffix
   ok, module = pcall(resolve, ours or '')
   return ok and module and ours or nil
 end
 
 local function no_such(name)
-  return ("there is no scheduler '%s': did you mean %s?"):format(name, known_elsewhere(name) or nearest(name))
+  return ("there is no scheduler '%s': did you mean %s?"):format(name, M.known_elsewhere(name) or nearest(name))
 end
 
 -- ---- diffusers' configuration ----------------------------------------------------------------
@@ -210,7 +212,7 @@ local function read_config(path)
   end)
   if not module then
     table.sort(classes)
-    local like = known_elsewhere(config._class_name)
+    local like = M.known_elsewhere(config._class_name)
     error(('%s: the class %s is not supported; supported are %s%s'):format(path, config._class_name, table.concat(classes, ', '),
       like and ("; the most similar scheduler is '%s'"):format(like) or ''), 0)
   end
@@ -385,4 +387,5 @@ function M.help(name)
 end
 
 local name = arguments.one_of(M.names) -- load and help check the value themselves
-return arguments.guard('schedulers.', M, { names = {}, load = { name, arguments.any }, having = { arguments.string }, help = { name } })
+return arguments.guard('schedulers.', M, { names = {}, load = { name, arguments.any }, having = { arguments.string }, help = { name },
+  known_elsewhere = { arguments.string } })

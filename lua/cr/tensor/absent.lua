@@ -10,7 +10,6 @@ local DECOMPOSITIONS = 'decompositions are not supported: for small matrices use
 local BITS = 'bit operations are not supported: x:remainder(2) is the lowest bit of whole numbers, bool tensors have logical_and'
 local COMPLEX = 'complex numbers are not supported: cr.rfft(x, { 1, 2 }) returns real and imaginary parts as a pair of tensors'
 local TWICE = 'it has another name here: use '
-local LAYER = 'there is no such layer: use '
 
 local NEW = 'use cr.zeros, cr.ones, cr.full or cr.tensor with { dtype = x.dtype, device = x.device }'
 local SHAPES = 'shapes do not change in place: write x = x:reshape(...), x = x:t(), and so on'
@@ -135,7 +134,7 @@ same(STATE, 'seed initial_seed get_rng_state set_rng_state random', M.functions)
 same(TRAINING, 'utils hub', M.functions)
 same(GRADIENTS, 'is_grad_enabled', M.functions)
 same(DECOMPOSITIONS, 'inverse svd det qr', M.functions)
-same(COMPLEX, 'fft stft complex polar', M.functions)
+same(COMPLEX, 'fft ifft fft2 ifft2 fftn ifftn rfft2 irfft2 stft complex polar', M.functions)
 same(GRADIENTS, 'autograd no_grad inference_mode set_grad_enabled optim', M.functions)
 same('use cr.tensor { ... }', 'FloatTensor Tensor LongTensor as_tensor', M.functions)
 same('networks are recorded with cr.graph', 'jit compile', M.functions)
@@ -144,27 +143,27 @@ same(DTYPES, 'float32 float16 bfloat16 float64 int64 int32 uint8 bool float half
 
 --- Layers of cr.nn.
 M.layers = {
-  conv3d = LAYER .. 'nn.conv2d of the frames', conv_transpose3d = LAYER .. 'nn.conv_transpose2d of the frames',
-  batch_norm = LAYER .. "x * scale + shift, computed from the file's means and variances, as cr.onnx does",
-  instance_norm = LAYER .. 'nn.group_norm with as many groups as channels',
+  conv3d = 'use nn.conv2d of the frames', conv_transpose3d = 'use nn.conv_transpose2d of the frames',
+  batch_norm = "use x * scale + shift, computed from the file's means and variances, as cr.onnx does",
+  instance_norm = 'use nn.group_norm with as many groups as channels',
   dropout = 'there is no training here: at inference dropout returns x itself',
-  adaptive_avg_pool2d = LAYER .. 'x:mean({ 2, 3 }, true) for one pixel, nn.avg_pool2d for more',
+  adaptive_avg_pool2d = 'use x:mean({ 2, 3 }, true) for one pixel, nn.avg_pool2d for more',
   cross_entropy = 'there is no training here: its value is -x:log_softmax():gather(2, labels):mean()',
   lstm = 'recurrent layers are not supported: models/networks/vad.lua computes one in a loop', gru = 'recurrent layers are not supported',
   functional = 'layers are functions of nn: nn.silu(x)', Parameter = 'a weight is a tensor in a table',
-  multi_head_attention_forward = LAYER .. 'nn.attention(q, k, v, { heads = 8 })',
-  scaled_dot_product_attention = LAYER .. 'nn.attention(q, k, v)', unfold = LAYER .. 'x:unfold(d, size, step)',
-  adaptive_max_pool2d = LAYER .. 'x:max({ 2, 3 }, true) for one pixel, nn.max_pool2d for more',
-  normalize = LAYER .. 'x / x:norm(2, -1, true)',
-  cosine_similarity = LAYER .. '(a * b):sum(-1) / (a:norm(2, -1) * b:norm(2, -1))', huber_loss = LAYER .. 'nn.l1_loss or nn.mse_loss',
-  Linear = LAYER .. 'nn.linear(w, x)', Conv2d = LAYER .. 'nn.conv2d(w, x, options)',
+  multi_head_attention_forward = 'use nn.attention(q, k, v, { heads = 8 })',
+  scaled_dot_product_attention = 'use nn.attention(q, k, v)', unfold = 'use x:unfold(d, size, step)',
+  adaptive_max_pool2d = 'use x:max({ 2, 3 }, true) for one pixel, nn.max_pool2d for more',
+  normalize = 'use x / x:norm(2, -1, true)',
+  cosine_similarity = 'use (a * b):sum(-1) / (a:norm(2, -1) * b:norm(2, -1))', huber_loss = 'use nn.l1_loss or nn.mse_loss',
+  Linear = 'use nn.linear(w, x)', Conv2d = 'use nn.conv2d(w, x, options)',
   Module = 'a network is a function over a table of weights',
   Sequential = 'a network is a function over a table of weights',
-  glu = LAYER .. 'x:narrow(-1, 1, 1) * x:narrow(-1, 2, 1):sigmoid()', Identity = NETWORK, local_response_norm = LAYER .. 'nn.rms_norm',
-  GroupNorm = LAYER .. 'nn.group_norm(w, x, 32)', LayerNorm = LAYER .. 'nn.layer_norm(w, x)', Embedding = LAYER .. 'nn.embedding(w, index)',
-  BatchNorm2d = LAYER .. "x * scale + shift with the file's means and variances folded in", Upsample = LAYER .. 'nn.interpolate',
-  MultiheadAttention = LAYER .. 'nn.attention(q, k, v, { heads = 8 })', one_hot = 'use cr.eye(n):gather_rows(labels)',
-  upsample = LAYER .. 'nn.interpolate', embedding_bag = LAYER .. 'nn.embedding(w, index)', kl_div = TRAINING, nll_loss = TRAINING,
+  glu = 'use x:narrow(-1, 1, 1) * x:narrow(-1, 2, 1):sigmoid()', Identity = NETWORK, local_response_norm = 'use nn.rms_norm',
+  GroupNorm = 'use nn.group_norm(w, x, 32)', LayerNorm = 'use nn.layer_norm(w, x)', Embedding = 'use nn.embedding(w, index)',
+  BatchNorm2d = "use x * scale + shift with the file's means and variances folded in", Upsample = 'use nn.interpolate',
+  MultiheadAttention = 'use nn.attention(q, k, v, { heads = 8 })', one_hot = 'use cr.eye(n):gather_rows(labels)',
+  upsample = 'use nn.interpolate', embedding_bag = 'use nn.embedding(w, index)', kl_div = TRAINING, nll_loss = TRAINING,
 }
 same(NETWORK, 'ModuleList ModuleDict ParameterList', M.layers)
 same(TRAINING, 'CrossEntropyLoss BCELoss binary_cross_entropy init utils parallel DataParallel Dropout', M.layers)

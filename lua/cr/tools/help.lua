@@ -5,6 +5,7 @@
 
 local errors = require 'cr.errors'
 local base = require 'cr.ffi'
+local elsewhere = require 'cr.tools.help_names'
 
 local M = {}
 
@@ -203,6 +204,14 @@ local function signature(entry)
   return ('%s.%s%s'):format(in_cr(entry) and 'cr' or entry.module, entry.name, entry.args)
 end
 
+-- How a script reaches a module: cr.media, require 'cr.json', a file of the examples.
+local function way_to(module)
+  if module:find '^models' then return ("require '%s'"):format(module) end
+  if module:find '^examples' then return ('scripts/%s.lua'):format((module:gsub('%.', '/'))) end
+  local lazy = getmetatable(require 'cr').__names[module] ~= nil
+  return module == 'cr' and "require 'cr'" or lazy and 'cr.' .. module or ("require 'cr.%s'"):format(module)
+end
+
 local function format(entry)
   local lines, tags = {}, {}
   for _, line in ipairs(entry.text) do
@@ -223,7 +232,7 @@ local function format(entry)
   while lines[#lines] == '' do lines[#lines] = nil end
   for i, tag in ipairs(tags) do tags[i] = row(tag[1], tag[2]) end
   tags[#tags + 1] = example(entry)
-  local text = signature(entry) .. '\n  ' .. table.concat(lines, '\n  ')
+  local text = signature(entry) .. (entry.name and '' or (' (%s)'):format(way_to(entry.module))) .. '\n  ' .. table.concat(lines, '\n  ')
   return #tags > 0 and text .. '\n' .. table.concat(tags, '\n') or text
 end
 
@@ -347,27 +356,6 @@ function M.search(word)
   return list_of(by_name, by_text), true
 end
 
--- Returns the help of a sampling method, whose name only its own file knows.
-local function scheduler_help(name)
-  if not name:find '^[%w_]+$' then return nil, false end
-  local found, text = pcall(function() return require 'cr.schedulers'.help(name) end)
-  return text, found
-end
-
--- Returns help on an option of schedulers and guidance methods, such as 'sigmas' or 'eta'.
-local function option_help(name)
-  local lines = {}
-  for kind, module in pairs { schedulers = require 'cr.schedulers', ['guidance methods'] = require 'cr.guidance' } do
-    local method = module.having(name)
-    if method then
-      local line = module.help(method):match('\n(  ' .. name .. '%f[%s][^\n]*)')
-      lines[#lines + 1] = ("%s is an option of %s, as in '%s:%s=...':\n%s"):format(name, kind, method, name, line)
-    end
-  end
-  table.sort(lines)
-  return #lines > 0 and table.concat(lines, '\n') or nil
-end
-
 local function list_of_modules()
   local lines = {}
   for _, entry in ipairs(index) do
@@ -394,18 +382,20 @@ local FULL = 3 -- up to so many functions with the same name are shown in full
 
 local function is_first(entry) return in_cr(entry) or entry.owner == 'tensor' or entry.module == 'nn' end
 
--- Shows a few functions in full. Of many, it shows those of `cr`, tensors and layers in full, and one line for each other.
-local function functions_text(entries)
-  local whole, lines = {}, {}
+-- Shows functions of `cr`, tensors and layers in full, and one line for each other. A few others are shown in full, too, if
+-- there is none of these, unless `brief`.
+local function functions_text(entries, brief)
+  local whole, lines, first = {}, {}, false
+  for _, entry in ipairs(entries) do first = first or is_first(entry) end
   for _, entry in ipairs(entries) do
-    if #entries <= FULL or is_first(entry) then
+    if is_first(entry) or not first and not brief and #entries <= FULL then
       whole[#whole + 1] = format(entry)
     else
       lines[#lines + 1] = list_line(entry, signature(entry))
     end
   end
   if #lines > 0 then whole[#whole + 1] = table.concat(lines, '\n') end
-  return table.concat(whole, '\n\n')
+  return table.concat(whole, '\n\n'), first
 end
 
 -- Finds what a name may mean: modules, functions of the named module, and other functions with that name.
@@ -422,53 +412,25 @@ local function candidates(name)
     end
     if entry.name == wanted then
       -- In x:matmul, x is a variable; cr.go is defined in another file than its name says.
-      local here = not wanted_module or entry.module == wanted_module or (wanted_module == 'cr' and in_cr(entry))
+      local here = not wanted_module or entry.module == wanted_module or entry.owner == wanted_module or
+        (wanted_module == 'cr' and in_cr(entry))
       table.insert(here and c.found or c.others, entry)
       if entry.owner == 'tensor' then c.of_tensors[#c.of_tensors + 1] = entry end
     end
   end
-  if #c.found == 0 and #c.modules == 0 then -- unipc: schedulers.unipc
+  if #c.modules == 0 then -- unipc: schedulers.unipc
     for _, entry in ipairs(index) do
-      if entry.module:match '[^.]*$' == wanted then c.modules[#c.modules + 1] = entry end
+      if entry.module:match '[^.]*$' == wanted and (#c.found == 0 or not entry.name and not wanted_module) then
+        table.insert(#c.found > 0 and c.found or c.modules, entry)
+      end
     end
   end
   return c
 end
 
---- Returns help on a function (`conv2d`, `nn.conv2d`, `x:matmul`) or on a module and its functions, or without a name
---- on help itself.
---- @param name string?
---- @return string text
---- @return boolean found
---- @return boolean? near whether there was no exact match
-function M.text(name)
-  name = name and name:match '^%s*(.-)%s*$' or ''
-  if name == '' then return start, true end
-  build()
-  if name == 'modules' then return list_of_modules(), true end
-  local method, is_method = scheduler_help(name)
-  if is_method then return method, true end
-  local of_variable = name:find(':', 1, true) ~= nil
-  name = name:gsub(':', '.'):gsub('%(.*', '')
-  local c = candidates(name)
-  if c.exact or #c.found == 0 and #c.modules > 0 then return module_text(c.modules), true end
-  local option = name:find '^[%w_]+$' and not of_variable and option_help(name)
-  if #c.found > 0 then return (option and option .. '\n\n' or '') .. functions_text(c.found), true end
-  -- A variable counts as a tensor, unless its name is that of a class, as in sample:diff.
-  local of_class = {}
-  for _, entry in ipairs(of_variable and c.others or {}) do
-    if entry.owner == name:match '^([^.]*)%.' then of_class[#of_class + 1] = entry end
-  end
-  if #of_class > 0 then return functions_text(of_class), true end
-  if of_variable and #c.of_tensors > 0 then return functions_text(c.of_tensors), true end
-  if #c.others > 0 then return functions_text(c.others), true end
-  if option then return option, true end
-  local absent = require 'cr.tensor.absent'
-  for _, group in ipairs { 'methods', 'functions', 'layers', 'cards' } do
-    local instead = absent[group][name:match '[^.]*$']
-    if instead then return ('there is no %s: %s'):format(name:match '[^.]*$', instead), true, true end
-  end
-  -- First parts of names are tried, then words in texts, and then similar spellings.
+-- Returns help on names that are similar to an unknown one. First parts of names are tried, then words in texts, and
+-- then similar spellings.
+local function similar(name, word)
   local by_name, by_text = mentioning(name)
   if #by_name > 0 then
     local first, others = {}, {} -- what scripts use most comes first
@@ -478,13 +440,61 @@ function M.text(name)
     return text, true, true
   end
   if #by_text > 0 then return ("there is no function '%s'; these mention it:\n%s"):format(name, list_of({}, by_text)), true, true end
-  local names, seen = {}, {}
+  local known, seen = {}, {}
   for _, entry in ipairs(index) do
-    local known = entry.name or entry.module
-    if not seen[known] then names[#names + 1] = known end
-    seen[known] = true
+    local one = entry.name or entry.module
+    if not seen[one] then known[#known + 1] = one end
+    seen[one] = true
   end
-  return ("no help on '%s': %s"):format(name, errors.did_you_mean(c.word, names, "'", 'cr')), false
+  return ("no help on '%s': %s"):format(name, errors.did_you_mean_close(word, known, math.max(1, #word / 3),
+    '`crescent help modules` lists the modules')), false
+end
+
+local function has(name) return #candidates(name).found > 0 end
+
+-- Returns help on functions and modules, and whether some are of `cr`, tensors or layers; nil if there are none.
+local function functions_of(name, o)
+  local c = candidates(name)
+  -- A variable counts as a tensor, unless its name is that of a class, as in sample:diff.
+  if o.of_variable and #c.found == 0 and #c.of_tensors > 0 then return functions_text(c.of_tensors) end
+  if c.exact or #c.found == 0 and #c.modules > 0 and not (o.foreign and elsewhere.absent(name)) then return module_text(c.modules) end
+  if #c.found > 0 then return functions_text(c.found, o.brief) end
+  if #c.others > 0 then return functions_text(c.others) end
+end
+
+--- Returns help on a function (`conv2d`, `nn.conv2d`, `x:matmul`), a module and its functions, a sampling method, a
+--- command, a setting or a user's file, or without a name on help itself.
+--- @param name string?
+--- @param settings table[]? the settings of lipsync, as schema:describe() returns them
+--- @return string text
+--- @return boolean found
+--- @return boolean? near whether there was no exact match
+function M.text(name, settings)
+  name = name and name:match '^%s*(.-)%s*$' or ''
+  if name == '' then return start, true end
+  build()
+  if name == 'modules' then return list_of_modules(), true end
+  if name:find '%.lua$' then return elsewhere.file(name) end
+  local method = elsewhere.scheduler(name)
+  if method then return method, true end
+  local said = elsewhere.said(name, settings or {})
+  local typed, foreign = name
+  name, foreign = elsewhere.spelled(name)
+  local of_variable = name:find(':', 1, true) ~= nil
+  name = name:gsub(':', '.'):gsub('%(.*', '')
+  local text, first = functions_of(name, { of_variable = of_variable, foreign = foreign, brief = said ~= nil })
+  if not first and name:find '^[%w_]+$' and not of_variable then
+    local option = elsewhere.option(name)
+    said = said and option and said .. '\n\n' .. option or said or option
+  end
+  if text and said then return first and text .. '\n\n' .. said or said .. '\n\n' .. text, true end
+  if text or said then return text or said, true end
+  local word = name:match '[^.]*$'
+  local ours = elsewhere.renamed(word, has)
+  if ours then return ('%s is %s here.\n\n%s'):format(word, ours, functions_of(ours, {})), true, true end
+  local instead = elsewhere.absent(name)
+  if instead then return instead, true, true end
+  return similar(foreign and typed or name, word)
 end
 
 return M

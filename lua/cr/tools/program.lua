@@ -225,6 +225,9 @@ local function run_stdin(first)
   return run_text((text or ''):gsub('^#[^\n]*', ''), '=stdin', first)
 end
 
+-- The settings of lipsync, for help at the prompt.
+function host.settings() return require 'models.latentsync.settings'.schema:describe() end
+
 local function prompt()
   name_modules()
   _G.arg = { [0] = 'crescent' }

@@ -76,7 +76,7 @@ M.help = {
       -- A global of the user takes precedence over our name.
       local own = topic:find '^[%a_][%w_]*$' and rawget(_G, topic)
       if type(own) == 'function' and written_above(own) then return print(written_above(own)) end
-      local text, found, near = require 'cr.tools.help'.text(topic)
+      local text, found, near = require 'cr.tools.help'.text(topic, session.host.settings())
       if found and not near then return print(text .. (all[topic] and '\n\n' .. about(all[topic]) or '')) end
       return print(help_on_value(topic) or all[topic] and about(all[topic]) or text)
     end
