@@ -75,6 +75,7 @@ local function judge(output)
       print(('  %-46s %s'):format(line[1], r))
     end
   end
+  print '  (confidence: how well lips and sound agree; offset: by how many frames the sound is early)'
   judging:free()
 end
 
@@ -120,6 +121,9 @@ local function run()
   cr.scope(contact_sheet, contact, about.new.text, output, report.frames)
   print('video:          ' .. output)
   print('contact sheet:  ' .. contact)
+  print()
+  print('your own files: build/crescent lipsync --video face.mp4 --audio voice.wav --out out.mp4 --checkpoint models/mini')
+  print('in a browser:   build/crescent serve --checkpoint models/mini')
 end
 
 run()

@@ -31,6 +31,12 @@ local function of_kind(kind)
   return list
 end
 
+t.test('the image has the number of this version', function()
+  local images = lyaml.load(files.read(FOLDER .. '/base/kustomization.yaml')).images
+  t.equal(images[1].newTag, require 'cr'.version)
+  for tag in files.read(FOLDER .. '/README.md'):gmatch '/crescent:(%S+)' do t.equal(tag, require 'cr'.version) end
+end)
+
 t.test('each kustomization lists existing files', function()
   for _, folder in ipairs { 'base', 'sqs', 'redis', 'monitoring' } do
     local list = lyaml.load(files.read(('%s/%s/kustomization.yaml'):format(FOLDER, folder))).resources

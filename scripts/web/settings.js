@@ -108,7 +108,7 @@ function rowView(row) {
   row.draw = () => {
     const value = state.draft.values[row.name], base = baseOf(row), said = base === undefined ? row.default_text : inWords(base);
     if (field.type === 'checkbox') field.checked = value ?? base; else field.value = value === undefined ? '' : String(value);
-    if (field.tagName === 'INPUT') field.placeholder = base === undefined ? '' : inWords(base);
+    if (field.tagName === 'INPUT') field.placeholder = base !== undefined ? inWords(base) : row.examples && row.default_text || '';
     standard.textContent = said && field.type !== 'checkbox' ? `Default: ${said}. ` : '';
     show(undo, value !== undefined);
     row.refuse('');
