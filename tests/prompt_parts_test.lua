@@ -23,6 +23,31 @@ t.test('formatting of values', function()
   t.ok(text(wide):find('\n  second = { x = "b', 1, true), text(wide))
 end)
 
+t.test('what Python writes gets advice, and the last of several statements is shown', function()
+  local advice, run = require 'cr.tools.prompt.advice', require 'cr.tools.prompt.run'
+  local function told(text)
+    local chunk, problem = run.compile(text)
+    if not chunk and run.is_incomplete(problem) then return 'more' end
+    local ok, err = pcall(chunk or error, problem)
+    return not ok and advice.of(text, tostring(err)) or 'none'
+  end
+  for text, wanted in pairs {
+    ['x:mean'] = 'with parentheses: x:mean%(%)', ['x ** 2'] = 'x %^ 2', ['x != 2'] = 'a ~= b', ['import torch'] = 'without import',
+    ['for i in range(3):'] = 'for i = 1, 10 do', ['x[0:2, :]'] = 'x%[{ { 1, 3 }', ['def f(x):'] = 'function f', ['x += 1'] = 'add_',
+    ['torch.randn(3)'] = '%? torch.randn', ['help(nn)'] = '%? NAME', ['f = lambda x: x'] = 'function%(x%)', ['1 + nil'] = '^none$',
+    ['f(1'] = '^more$', ['x = {'] = '^more$', ['if a then'] = '^more$',
+  } do
+    t.ok(told(text):find(wanted), ('%s: %s'):format(text, told(text)))
+  end
+  _G.thing = setmetatable({}, { __index = { sample = function() end, save = function() end } })
+  t.equal(told 'thing:smaple {}', "did you mean 'sample'?")
+  t.equal(told 'thing:zzzzzz()', 'Tab after thing: lists its methods')
+  _G.thing = nil
+  t.equal(run.compile 'a = 3; a + 1'(), 4)
+  t.equal(select('#', run.compile 'b = 1; return 1, 2'()), 2)
+  _G.a, _G.b = nil, nil
+end)
+
 t.test('completion', function()
   local complete = require 'cr.tools.prompt.complete'.complete
   local function is(before, first, wanted)

@@ -117,6 +117,7 @@ local function take(session, text)
   local chunk, problem = run.compile(text)
   if not chunk and run.is_incomplete(problem) then return true end
   session.reader.remember(trimmed)
+  run.typed = text
   if chunk then
     local hint = run.show(session.host, chunk) and run.hint(text)
     if hint then print(hint) end

@@ -13,6 +13,9 @@ local tracing = os.getenv 'CR_TRACEBACK' == '1'
 
 local MOST_PLACES = 4
 
+--- The text that is being run, for advice.
+M.typed = nil
+
 --- Compiles a typed chunk, in which '=x' and expressions return their values.
 --- @param text string
 --- @param name string? '=prompt'
@@ -24,17 +27,23 @@ function M.compile(text, name)
   local chunk, problem = loadstring('return ' .. (expression or text), name)
   if not chunk and not expression then
     chunk, problem = loadstring(text, name)
-    -- Pasted input may have several lines, the last of which is an expression.
-    local before, last = text:match '^(.*\n)([^\n]*%S[^\n]*)%s*$'
-    if not chunk and before then chunk = loadstring(before .. 'return ' .. last, name) end
+    -- Input may have several lines or statements, the last of which is an expression.
+    for _, pattern in ipairs { '^(.*\n)([^\n]*%S[^\n]*)%s*$', '^(.*;)([^;]*[^;%s][^;]*)$' } do
+      local before, last = text:match(pattern)
+      if not chunk and before then chunk = loadstring(before .. 'return ' .. last, name) end
+    end
   end
   -- Compiled code does not check hooks, so an endless loop could not be stopped.
   if chunk then jit.off(chunk, true) end
   return chunk, problem
 end
 
---- Returns whether a text that does not compile may be completed by more lines.
-function M.is_incomplete(problem) return problem ~= nil and problem:find "near '<eof>'" ~= nil end
+--- Returns whether a text that does not compile may be completed by more lines. A method without its call ('x:mean', or
+--- Python's 'for i in range(3):') might be, too, but nobody goes on with it on another line.
+function M.is_incomplete(problem)
+  return problem ~= nil and problem:find "near '<eof>'" ~= nil and not problem:find 'function arguments expected' and
+    not problem:find "'<name>' expected"
+end
 
 -- Sources of chunks for display, relative to our folder; false for the library's own files.
 local shown_sources = {}
@@ -107,14 +116,16 @@ function M.explain(err, places)
   return table.concat(lines, '\n')
 end
 
---- Prints an error.
+--- Prints an error, and advice on what was typed.
 --- @param err any
 --- @param places string[]?
 --- @param head string? 'error'
 function M.complain(err, places, head)
+  local advice = not head and type(err) == 'string' and require 'cr.tools.prompt.advice'.of(M.typed or '', err)
   head = (head or 'error') .. ':'
   if terminal.is_terminal() and terminal.colors() ~= 'none' then head = '\27[31m' .. head .. '\27[0m' end
   print(head .. ' ' .. M.explain(err, places))
+  if advice then print('  ' .. advice) end
 end
 
 --- Returns the message about an unknown command.
