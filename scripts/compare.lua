@@ -18,7 +18,8 @@ local args = cli.parse(arg, {
       { '--steps', 'string', metavar = 'N,...', help = 'denoising steps', default_text = "20, or the checkpoint's" },
       { '--guidance', 'string', metavar = 'X,...', help = 'guidance scales', default_text = "1.5, or the checkpoint's" },
       { '--seeds', 'string', metavar = 'N,...', help = 'seeds of the initial noise', default_text = '1247' },
-      { '--frames', 'string', metavar = 'A:B', unit = 'frames', help = 'from A up to B, at 25 per second', default_text = 'all' },
+      { '--frames', 'string', metavar = 'A:B',
+        help = 'instead of --start and --duration: from frame A up to, but without, B, counted from 0 at 25 per second' },
       { '--reference', 'string', default = 'ddim:100', metavar = 'NAME:STEPS', help = 'what the others are compared with, or none' },
       { '--preset', 'choice', choices = { 'report' },
         help = 'whole runs: DDIM 25, 15 and DPM 15, 17, 25 steps at 256 and 512 px; DPM 15 with TF32, with Whisper in ' ..
@@ -27,7 +28,7 @@ local args = cli.parse(arg, {
       { '--s3fd', 'file', help = 'sfd_face.pth, to find faces as the reference does', default_text = "MediaPipe's detector" },
       { '--no-syncnet', 'flag', help = 'skip SyncNet' },
     },
-    settings.schema:only { 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'silence', 'quiet' }:options()),
+    settings.schema:only { 'start', 'duration', 'vae', 'device', 'rng', 'points', 'mask', 'match_colour', 'silence', 'quiet' }:options()),
   positional = {
     { 'axis', 'string', optional = true, many = true,
       help = 'more axes: cache=none,deepcache:3  interval=all,100:800  quant=none,8bit,int4  size=256,512  upscale=none,mouth; any ' ..
@@ -51,13 +52,19 @@ local function check_readable(option, path)
   return text
 end
 
---- Start and length in seconds of '--frames A:B'; nil for all.
+--- Start and length in seconds of the piece, nil for all; and a text that identifies it.
 local function piece_of(text)
-  if not text then return nil, nil end
+  if not text then
+    local named = {}
+    if args.start then named[1] = ('from %g s'):format(args.start) end
+    if args.duration then named[#named + 1] = ('%g s long'):format(args.duration) end
+    return args.start, args.duration, #named > 0 and table.concat(named, ', ') or 'all'
+  end
+  if args.start or args.duration then fail '--frames: give it, or --start and --duration, not both' end
   local a, b = text:match '^(%d+):(%d+)$'
   if not a then fail("--frames: '%s' is not of the form A:B, as in 0:50", text) end
   if tonumber(b) <= tonumber(a) then fail('--frames: %s ends before it begins', text) end
-  return tonumber(a) / 25, (tonumber(b) - tonumber(a)) / 25
+  return tonumber(a) / 25, (tonumber(b) - tonumber(a)) / 25, text
 end
 
 local SHARED = { vae = true, rng = true, mask = true, match_colour = true, silence = true }
@@ -94,7 +101,8 @@ local function values_of(sampling, device)
     for _, text in ipairs(values.quant or {}) do
       local recipe = require 'models.quantize.recipe'.named(text)
       if recipe and recipe.whisper then
-        fail("quant: '%s' affects Whisper, whose features all cells share: compare whole runs, as --preset report does", text)
+        fail("quant: '%s' affects Whisper, whose features all cells share: quantize only unet and vae here (--preset report compares " ..
+          'whole runs with Whisper in 8 and 4 bits)', text)
       end
     end
   end
@@ -107,7 +115,7 @@ cr.run(function()
   check_readable('--s3fd', args.s3fd)
   local devices = cr.cuda.choose_all(args.device or 'auto', '--device')
   local device = devices[1]
-  local start, duration = piece_of(args.frames)
+  local start, duration, piece = piece_of(args.frames)
   local unet, _, sampling = require 'models.latentsync.checkpoint'.unet(args.checkpoint)
   local values = values_of(sampling, device)
   local whole = args.preset == 'report'
@@ -119,7 +127,7 @@ cr.run(function()
   local folder = files.open(args.out, {
     video = videos, audio = audios, checkpoint = ('%s, %s'):format(args.checkpoint, files.identity(unet)),
     vae = args.vae or "the checkpoint's",
-    frames = args.frames or 'all', device = device == 'cpu' and 'processor' or cr.cuda.info(device).name,
+    frames = piece, device = device == 'cpu' and 'processor' or cr.cuda.info(device).name,
     reference = reference and args.reference .. ' in ' .. exact or 'none', rng = args.rng or 'torch', points = points or 'found',
     mask = mask or "LatentSync's", ['match-colour'] = args.match_colour and 'on' or nil,
     cells = whole and 'runs of their own' or 'samples of one piece',
@@ -133,7 +141,7 @@ cr.run(function()
     judge = not args.no_syncnet, quiet = args.quiet,
     title = ('%s, %s'):format(args.video:match '[^/]*$', args.audio:match '[^/]*$'),
     subtitle = ('%d cells, %s, %s'):format(#cells, args.checkpoint, folder.settings.device) ..
-      (args.frames and ', frames ' .. args.frames or ''),
+      (args.frames and ', frames ' .. piece or piece ~= 'all' and ', ' .. piece or ''),
   })
   local failed, problem = comparison:run()
   io.stdout:write(comparison:table())

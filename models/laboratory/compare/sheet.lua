@@ -11,6 +11,7 @@ local SIDE = 160 -- longer side of an image in pixels
 local LARGE = 320 -- the same for fine differences, and for the stored strips
 local GAP, MARGIN, HEAD = 6, 16, 64
 local LABEL = 250 -- width of the text beside a row
+local NOTE, LINE = 12, 17 -- size of its notes, and the distance of their lines
 local GREY = 0x666666
 
 --- The indices (from 1) of the frames to show, evenly spread.
@@ -46,6 +47,23 @@ function sheet.write_strip(path, pictures)
   end)
 end
 
+-- Breaks notes into lines of a width, at their dots and commas; at most so many lines, the last of which is then cut.
+local function lines_of(canvas, notes, size, width, most)
+  local lines = {}
+  for _, note in ipairs(notes) do
+    local line
+    for part in (note .. '\n'):gsub(' · ', '\n'):gsub(', ', ',\n'):gmatch '([^\n]+)\n' do
+      local longer = line and line .. (line:sub(-1) == ',' and ' ' or ' · ') .. part
+      if line and canvas:text_width(size, longer) > width and #lines + 1 < most then
+        lines[#lines + 1], longer = line, part
+      end
+      line = longer or part
+    end
+    lines[#lines + 1] = line
+  end
+  return lines
+end
+
 --- Draws the sheet from the cells' strips.
 --- @param path string
 --- @param rows table[] {label, notes = {line, line}, strip = path, frames = integer}
@@ -75,8 +93,8 @@ function sheet.write(path, rows, title, subtitle, large)
         end
       end
       canvas:text(MARGIN, y + 18, 14, row.label, { bold = true, width = room })
-      for k, note in ipairs(row.notes) do
-        canvas:text(MARGIN, y + 20 + 17 * k, 12, note, { color = GREY, width = room })
+      for k, line in ipairs(lines_of(canvas, row.notes, NOTE, room, math.floor(strip:size(1) / LINE) - 1)) do
+        canvas:text(MARGIN, y + 20 + LINE * k, NOTE, line, { color = GREY, width = room })
       end
       canvas:picture(strip, MARGIN + LABEL, y)
       y = y + strip:size(1) + GAP
