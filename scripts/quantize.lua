@@ -58,6 +58,7 @@ cr.run(function()
     tell = function(line)
       progress:clear()
       print(line)
+      io.stdout:flush() -- beside the progress on stderr
     end,
   })
   progress:clear()

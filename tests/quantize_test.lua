@@ -129,6 +129,12 @@ return { unet = { { '%.to_out%.0$', 'none' }, default = '8bit' }, whisper = { de
   t.ok(both.whisper.default == 'int4' and both.unet.default == '8bit' and not both.vae)
   t.equal(recipes.named('int8+vae=none').vae, nil)
 
+  -- A row without a layer is probably a mistake; the rows of named recipes are for all networks.
+  scratch.write('recipe.lua', "return { unet = { { '^mid', 'int8' }, { '^mdi', 'int8' }, default = 'none' } }")
+  local all = { { name = 'mid_block.x' }, { name = 'conv_in' } }
+  t.equal(recipes.unmatched(recipes.read(path).unet, all), path .. ": row 2 of unet matches no layer: '^mdi'")
+  t.equal(recipes.unmatched(recipes.named('int8').unet, all), nil)
+
   -- The former lists of fp8 layers.
   scratch.write('recipe.lua', "return { keep = { '%.to_out%.0$' }, only = { '^mid' } }")
   local layer = { name = 'mid_block.x', kind = 'product', N = 64, K = 64, taps = 1 }

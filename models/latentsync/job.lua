@@ -299,6 +299,7 @@ function Job:tell(source)
   progress:note(('%d px, %d frames, faces by %s%s'):format(model.size, source.stop - source.skipped, finder.shown(s.detector),
     model.size_advice and '; ' .. model.size_advice or ''))
   if model.lacking then progress:note(('%s: int8 is used instead'):format(model.lacking), true) end
+  if model.unmatched then progress:note(model.unmatched, true) end
   local fps = s.video_info.fps
   if fps > 0 and math.abs(fps - 25) > 0.01 and s.fps ~= 'source' then
     progress:note(('%s has %.4g frames per second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))

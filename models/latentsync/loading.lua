@@ -65,6 +65,7 @@ local function quantized(network, weight, options)
   if rows then
     local did = apply.network(weight, rows, options.device)
     lacking = lacking or did.lacking
+    told.unmatched = told.unmatched or did.unmatched
     for _, name in ipairs(did.layers) do told.layers[#told.layers + 1] = network .. '.' .. name end
   end
   apply.fold(weight)
@@ -74,7 +75,8 @@ end
 --- The UNet of a checkpoint's folder.
 --- @param dir string
 --- @param options table {dtype =, device =, quant = a recipe (models/quantize/recipe.lua) or nil, told = {layers = names of
----   layers that the recipe quantized, lacking = why a format was replaced}, to which this function appends}
+---   layers that the recipe quantized, lacking = why a format was replaced, unmatched = a sentence about a row without a layer},
+---   to which this function appends}
 --- @return UNet3D unet, table sampling, string path
 function loading.unet(dir, options)
   local path, source, sampling, config_path = checkpoint.unet(dir)

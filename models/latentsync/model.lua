@@ -31,6 +31,7 @@ local latentsync = {}
 --- @field sampling table the checkpoint's sampling settings: {size, steps, guidance}
 --- @field quantized string[]? layers that a recipe quantized, with prefixes such as 'unet.'
 --- @field lacking string? why the device computes in other formats than requested
+--- @field unmatched string? a sentence about a row of the recipe that matches no layer
 --- @field size_advice string? how to use another size, if the checkpoint does not say its size
 local Model = {}
 Model.__index = Model
@@ -55,7 +56,7 @@ function latentsync.load(dir, options)
   self.vae, self.files.vae = loading.vae(dir, o)
   self.options = o
   self:hearing()
-  self.quantized, self.lacking = quant and told.layers, told.lacking
+  self.quantized, self.lacking, self.unmatched = quant and told.layers, told.lacking, told.unmatched
   if quant and #told.layers == 0 then
     error(('%s: the recipe matches no layer that can be quantized (convolutions need calibrated ranges: crescent quantize)')
       :format(type(options.quant) == 'string' and options.quant or 'quant'), 0)

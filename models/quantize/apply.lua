@@ -34,10 +34,11 @@ end
 --- @param list table a recipe's rows for it
 --- @param device string
 --- @return table {layers = names, formats = {int8 = number of layers, ...}, lacking = why other formats were used for some, or
----   nil}
+---   nil, unmatched = a sentence about a user's row without a layer, or nil}
 function M.network(tree, list, device)
-  local told = { layers = {}, formats = {} }
-  for _, layer in ipairs(layers.of(tree)) do
+  local all = layers.of(tree)
+  local told = { layers = {}, formats = {}, unmatched = recipes.unmatched(list, all) }
+  for _, layer in ipairs(all) do
     local format, lacking = recipes.choose(list, layer, device)
     told.lacking = told.lacking or lacking
     local convolution = format == 'int8' and layer.kind == 'convolution'

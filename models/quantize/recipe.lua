@@ -109,6 +109,23 @@ local function known_format(where, what, format)
   error(("%s: %s: '%s' is not a format: int8, fp8, int4, 8bit or none"):format(where, what, tostring(format)), 0)
 end
 
+-- Where a script's own rows come from: rows -> {file or 'quant', network}. The named recipes have rows that only larger
+-- networks need, so nobody is told about those.
+local origins = setmetatable({}, { __mode = 'k' })
+
+--- Returns a sentence about the first of a user's rows that matches no layer of a network, probably a mistake; or nil.
+--- @param list table rows of a recipe
+--- @param every QuantLayer[] the network's layers
+--- @return string?
+function M.unmatched(list, every)
+  local origin = origins[list]
+  for i, row in ipairs(origin and list or {}) do
+    local any = false
+    for _, layer in ipairs(every) do any = any or layer.name:find(row[1]) ~= nil end
+    if not any then return ("%s: row %d of %s matches no layer: '%s'"):format(origin.where, i, origin.network, row[1]) end
+  end
+end
+
 --- Checks a recipe that a script gives.
 --- @param spec table
 --- @param where string prefix of messages: a file's name
@@ -134,6 +151,7 @@ function M.checked(spec, where)
         error(("%s: %s has no '%s': rows { pattern, format } and default"):format(where, network, tostring(key)), 0)
       end
     end
+    origins[list] = { where = where, network = network }
   end
   return spec
 end

@@ -211,11 +211,14 @@ end
 -- ---- the whole run -----------------------------------------------------------------------------------
 
 -- The layers that a recipe selects, with their formats.
-local function chosen(model, recipe, calibrated)
+local function chosen(model, recipe, calibrated, tell)
   local by_network, all, lacking = {}, {}, nil
   for _, network in ipairs(recipes.NETWORKS) do
     local rows, list = recipe[network], {}
-    for _, layer in ipairs(rows and layers.of(model[network].w) or {}) do
+    local every = rows and layers.of(model[network].w) or {}
+    local unmatched = rows and recipes.unmatched(rows, every)
+    if unmatched then tell(unmatched) end
+    for _, layer in ipairs(every) do
       local format, why = recipes.choose(rows, layer, model.device, calibrated)
       lacking = lacking or why
       if format ~= 'none' and (calibrated or format ~= 'int8' or layer.kind == 'product' or layer.norm) then
@@ -239,7 +242,7 @@ function M.run(o)
   o.progress 'loading'
   local model = latentsync.load(o.checkpoint, { device = o.device, dtype = o.dtype, vae = o.vae })
   local calibrated = #o.clips > 0
-  local by_network, all, lacking = chosen(model, recipe, calibrated)
+  local by_network, all, lacking = chosen(model, recipe, calibrated, o.tell)
   if #all == 0 then error(('%s: the recipe matches no layer that can be quantized'):format(o.recipe), 0) end
   if lacking then o.tell(('%s: int8 is used instead'):format(lacking)) end
   local found, kept
