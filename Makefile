@@ -1,8 +1,8 @@
 # Crescent's build. Targets for users: make deps, make, make demo, make test, make lint,
 # make install PREFIX=..., make dist, make clean.
 
-# One job per core, unless -j is given.
-ifeq ($(filter -j%,$(MAKEFLAGS)),)
+# One job per core, unless -j is given. (A make that this one calls shares its jobs.)
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 

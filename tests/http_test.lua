@@ -147,7 +147,7 @@ test('a body is read only up to its limit, and the client gets the answer', func
   client:send(post('/', ('x'):rep(2 ^ 24)))
   local answer = client:finish():take()
   t.equal(status(answer), 413)
-  t.ok(answer:find 'larger than 10 bytes', answer)
+  t.ok(answer:find 'larger than the limit of 10 bytes', answer)
   t.equal(#server.reports, 0, server.reports[1])
   server:close()
 end)

@@ -304,7 +304,10 @@ function Job:tell(source)
   if fps > 0 and math.abs(fps - 25) > 0.01 and s.fps ~= 'source' then
     progress:note(('%s has %.4g frames per second; the result has 25, as the model does (--fps source: its own)'):format(s.video, fps))
   end
-  local total = source.total / 25
+  local total, length = source.total / 25, s.video_info.duration - (s.start or 0)
+  if s.video_info.duration > 0 and total > length + 0.1 then
+    progress:note(('%s is shorter than the sound: after %.4g s it runs backward and forward'):format(s.video, length))
+  end
   for _, voice in ipairs(source.voices) do
     if voice.silence then
       progress:note(('nobody speaks in %.1f of %.1f s of %s'):format(voice.silence:seconds(total), total, voice.path))

@@ -9,14 +9,13 @@ local lfs = require 'lfs'
 local names = require 'models.service.names'
 local problems = require 'cr.serve.problem'
 local sniff = require 'cr.serve.sniff'
+local text_of = require 'cr.serve.text'
 
 local M = {}
 
 --- @class Uploads
 local Uploads = {}
 Uploads.__index = Uploads
-
-local function size_of(bytes) return bytes >= 1e9 and ('%.3g GB'):format(bytes / 1e9) or ('%.3g MB'):format(bytes / 1e6) end
 
 --- @param o table {folder, store, probe = function(path) -> info; raises what is wrong, limits = {upload, pixels}}
 --- @return Uploads
@@ -38,7 +37,7 @@ local function take(self, file, read)
   local head = {}
   for chunk in read do
     if file.bytes + #chunk > self.limits.upload then
-      problems.fail(413, ('the file is larger than the limit of %s'):format(size_of(self.limits.upload)), 'file')
+      problems.fail(413, ('the file is larger than the limit of %s'):format(text_of.size(self.limits.upload)), 'file')
     end
     if file.bytes < sniff.BYTES then head[#head + 1] = chunk:sub(1, sniff.BYTES) end
     local ok, problem = pcall(file.write, file, chunk)

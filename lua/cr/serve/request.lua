@@ -2,8 +2,8 @@
 
 local arguments = require 'cr.arguments'
 local clock = require 'cr.clock'
-local is_text = require 'cr.serve.text'.is_text
 local problem = require 'cr.serve.problem'
+local text_of = require 'cr.serve.text'
 
 local M = {}
 
@@ -38,7 +38,7 @@ end
 
 local function decoded(text, what)
   local plain = decode(text)
-  if not plain or not is_text(plain) then problem.raise(400, what .. ' is not percent-encoded UTF-8') end
+  if not plain or not text_of.is_text(plain) then problem.raise(400, what .. ' is not percent-encoded UTF-8') end
   return plain
 end
 
@@ -97,7 +97,7 @@ local function next_event(self)
   return kind, text
 end
 
-local function too_large(limit) problem.raise(413, ('the body is larger than %d bytes'):format(limit)) end
+local function too_large(limit) problem.raise(413, 'the body is larger than the limit of ' .. text_of.size(limit)) end
 
 --- Returns the next piece of the body, or nil at its end. Raises a Problem if the client is too slow, disconnects
 --- before the end, or sends more than `limit`.

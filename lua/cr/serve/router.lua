@@ -84,12 +84,20 @@ local function read_params(operation, given)
   return values
 end
 
+-- Refuses a query parameter that the operation does not have.
+local function refuse_parameter(schemas, name)
+  local known, shown = {}, text_of.shown(name)
+  for parameter in pairs(schemas) do known[#known + 1] = parameter end
+  local hint = #known > 0 and ': ' .. errors.did_you_mean(name, known) or ''
+  problems.fail(400, ("there is no parameter '%s'%s"):format(shown, hint), shown)
+end
+
 local function read_values(schemas, given, strict)
   local values = {}
   for name, text in pairs(given) do
     local schema = schemas[name]
     if not schema then
-      if strict then problems.fail(400, ("there is no parameter '%s'"):format(text_of.shown(name)), text_of.shown(name)) end
+      if strict then refuse_parameter(schemas, name) end
     else
       local value = shape.read(schema, text)
       local problem = value == nil and ("'%s' is not of the right type"):format(text_of.shown(text)) or shape.check(schema, value)

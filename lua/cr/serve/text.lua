@@ -1,4 +1,4 @@
---- Text from clients: whether it is UTF-8, and how messages show it.
+--- Text from clients and sizes: whether it is UTF-8, and how messages show them.
 
 local M = {}
 
@@ -34,6 +34,14 @@ function M.cut(text, bytes)
   if #text <= bytes then return text end
   while bytes > 0 and text:byte(bytes + 1) >= 128 and text:byte(bytes + 1) < 192 do bytes = bytes - 1 end
   return text:sub(1, bytes)
+end
+
+--- Formats a number of bytes for a message: '2.05 GB'.
+--- @param bytes number
+--- @return string
+function M.size(bytes)
+  if bytes < 1e6 then return ('%d bytes'):format(bytes) end
+  return bytes >= 1e9 and ('%.3g GB'):format(bytes / 1e9) or ('%.3g MB'):format(bytes / 1e6)
 end
 
 --- Formats a value from a client for a message: short, in UTF-8, on one line.
