@@ -214,7 +214,7 @@ t.test('wrong options', function()
   wrong('--video --stpes 3', 1, "%-%-video needs a value before '%-%-stpes'")
   wrong('--video a --steps -x', 2, "%-%-steps: '%-x' is not a whole number")
   wrong('--steps 3', 1, '%-%-video is missing')
-  wrong('--video a b c', 1, 'too many arguments')
+  wrong('--video a b c', 1, "'c' is one argument too many: %-%-help says what is taken")
   wrong('--video a --no-label=1', 1, 'no%-label')
 end)
 

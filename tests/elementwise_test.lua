@@ -44,6 +44,13 @@ local positive = {
   log1p = ffi.C.log1p, sqrt = math.sqrt, rsqrt = function(x) return 1 / math.sqrt(x) end,
 }
 
+t.test("each unary operation of the core's table has a reference here", function()
+  for op = 0, tonumber(cr.C.CR_UNARY_OPS) - 1 do
+    local name = require 'cr.ffi'.unary[op]
+    t.ok(unary[name] or positive[name] or name == 'logical_not', name .. ' has none: add it to `unary` or `positive` of this file')
+  end
+end)
+
 -- Unary float functions compared with float64's, in each form.
 local function check_unary(functions, input)
   local dtype = input.dtype

@@ -51,6 +51,15 @@ t.test('errors are one sentence', function()
   t.raises(function() code.scale({ grid = 1, block = 1 }, x, x) end, 'scale: it takes 4 arguments, not 2')
 end)
 
+t.test("formulas know each elementwise operation of the core's tables", function()
+  local base, known = require 'cr.ffi', require 'cr.kernel.formula'.FUNCTIONS
+  for names, count in pairs { [base.unary] = 'CR_UNARY_OPS', [base.binary] = 'CR_BINARY_OPS' } do
+    for op = 0, tonumber(cr.C[count]) - 1 do
+      t.ok(known[names[op]], names[op] .. ' has no row in FUNCTIONS of lua/cr/kernel/formula.lua')
+    end
+  end
+end)
+
 t.test('functions of cr and nn are recorded as methods are', function()
   local nn = require 'cr.nn'
   local x, y = cr.randn(3, 5), cr.randn(3, 5)

@@ -142,11 +142,28 @@ function M.device(name)
   return require 'cr.cuda'.choose(name, '--device')
 end
 
+-- Returns the first word that is neither an option nor one of the arguments that a command takes.
+local function one_too_many(arg, positional, takes_value)
+  local place = 0
+  for i, word in ipairs(arg) do
+    if not takes_value[arg[i - 1]] and (word:sub(1, 1) ~= '-' or word == '-') then
+      place = place + 1
+      if place > #positional then return word end
+    end
+  end
+end
+
+local FIELDS = { 'name', 'summary', 'options', 'positional', 'epilog' }
+for _, field in ipairs(FIELDS) do FIELDS[field] = true end
+
 --- Parses the arguments of a script, or prints its help and exits.
 --- @param arg string[]
 --- @param spec table {name=, summary=, options={...}, positional={...}, epilog=}: see the top of cli.lua
 --- @return table<string, any>
 function M.parse(arg, spec)
+  for key in pairs(spec) do
+    if not FIELDS[key] then error(("cli.parse: there is no field '%s', only %s"):format(key, table.concat(FIELDS, ', ')), 2) end
+  end
   local parser = load_argparse()('crescent ' .. spec.name, spec.summary, spec.epilog)
   parser:add_help(false)
   parser:usage(usage(spec)):help_max_width(100):help_description_margin(28)
@@ -178,9 +195,12 @@ function M.parse(arg, spec)
     os.exit(0, true)
   end)
 
-  function parser.error(_, message) errors.fail((message:gsub('\n.*', ''))) end
-
   arg = join_values(arg, known, takes_value)
+  function parser.error(_, message)
+    local extra = message:find '^too many arguments' and one_too_many(arg, spec.positional or {}, takes_value)
+    errors.fail(extra and ("'%s' is one argument too many: --help says what is taken"):format(extra) or (message:gsub('\n.*', '')))
+  end
+
   check_names(arg, known, takes_value, spec.options)
   local values = parser:parse(arg)
   for _, option in ipairs(spec.options or {}) do

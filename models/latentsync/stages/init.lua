@@ -4,13 +4,13 @@
 
 local M = {}
 
-local NAMES = { 'dump_latents', 'upscale' }
+M.NAMES = { 'dump_latents', 'upscale' }
 
 --- @param job Job
 --- @return Stage[]
 function M.of(job)
   local list = {}
-  for _, name in ipairs(NAMES) do list[#list + 1] = require('models.latentsync.stages.' .. name)(job) end
+  for _, name in ipairs(M.NAMES) do list[#list + 1] = require('models.latentsync.stages.' .. name)(job) end
   return list
 end
 
