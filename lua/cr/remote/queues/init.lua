@@ -1,10 +1,13 @@
 --- Job queues of external services: sqs://NAME, redis://HOST/DB?stream=NAME&group=NAME. A new kind is a file in this
---- folder, named as its URL scheme, that returns open(url, options) -> Queue, and its name in KINDS.
+--- folder, named as its URL scheme, that returns { example = a URL, open = function(parts, o) ... end -> Queue }; no list
+--- names them.
 --
 -- A queue hands a message to one worker for a limited time, the lease, which the worker extends while it works. A
 -- message whose lease has expired goes to another worker. No message is lost, but one may be delivered twice.
 
+local base = require 'cr.ffi'
 local errors = require 'cr.errors'
+local files = require 'cr.files'
 local url = require 'cr.remote.url'
 
 local M = {}
@@ -20,28 +23,27 @@ local M = {}
 --- @field receive fun(self, seconds: number): Message? waits at most this long for the next message
 --- @field extend fun(self, message: Message, seconds: number): boolean sets the lease to expire in so many seconds;
 ---   false if the lease is lost
---- @field done fun(self, message: Message) removes the message from the queue
+--- @field done fun(self, message: Message) removes the message from the queue, also if its lease has gone to another worker
 --- @field fail fun(self, message: Message, o: table) {delay = seconds until it is delivered again, at most the lease;
 ---   blameless = true: this delivery does not count as a try, if the queue supports that}, or {dead = sentence}:
 ---   moves it to the dead letters, with the sentence
 --- @field count fun(self): integer approximate number of messages that wait or are being processed
 --- @field close fun(self)
 
-local KINDS = { 'redis', 'sqs' }
+local FOLDER = base.root .. '/lua/cr/remote/queues'
 
 --- Opens a queue, or fails with a sentence about the URL or the queue.
 --- @param address string
 --- @param o table {lease = seconds, name = name of the worker}
 --- @return Queue
 function M.open(address, o)
-  local parts = url.parse(address)
-  local known = {}
-  for _, kind in ipairs(KINDS) do known[kind] = true end
-  if not parts or not known[parts.scheme] then
-    errors.fail(('--queue: %s is not a queue: use sqs://NAME?region=… or redis://HOST:PORT/DB?stream=NAME&group=NAME')
-      :format(url.shown(address)))
+  local parts, examples = url.parse(address), {}
+  for i, kind in ipairs(files.modules(FOLDER)) do
+    local module = require('cr.remote.queues.' .. kind)
+    if parts and parts.scheme == kind then return module.open(parts, o) end
+    examples[i] = module.example
   end
-  return require('cr.remote.queues.' .. parts.scheme).open(parts, o)
+  errors.fail(('--queue: %s is not a queue: use %s'):format(url.shown(address), table.concat(examples, ' or ')))
 end
 
 return M

@@ -13,7 +13,7 @@ local redis = require 'cr.remote.redis'
 local retry = require 'cr.remote.retry'
 local url = require 'cr.remote.url'
 
-local M = {}
+local M = { example = 'redis://HOST:PORT/DB?stream=NAME&group=NAME' }
 
 local LONGEST_WAIT = 5 -- seconds; expired leases of other workers are searched as often
 
@@ -120,7 +120,7 @@ function M.open(parts, o)
     errors.fail '--queue: a password does not belong in a URL, which other users can see: set REDISCLI_AUTH in the environment'
   end
   if parts.host == '' or not database or not options.stream or not options.group then
-    errors.fail '--queue: a Redis queue is redis://HOST:PORT/DB?stream=NAME&group=NAME'
+    errors.fail ('--queue: a Redis queue is ' .. M.example)
   end
   local place = {
     host = parts.host, port = parts.port, user = parts.user, password = os.getenv 'REDISCLI_AUTH', database = tonumber(database),

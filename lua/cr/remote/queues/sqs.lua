@@ -8,7 +8,7 @@ local errors = require 'cr.errors'
 local json = require 'cr.json'
 local url = require 'cr.remote.url'
 
-local M = {}
+local M = { example = 'sqs://NAME?region=…' }
 
 local LONGEST_WAIT = 20 -- seconds, SQS's limit
 local IDLE = 15         -- seconds without a byte, since a network that was cut gives no other sign
