@@ -128,33 +128,39 @@ static int start(const char *name, crk_device *d, int card) {
   return CR_OK;
 }
 
-crk_device *crk_device_get(const char *name, int32_t device) {
-  int card = device - CR_CUDA;
+/* A card of this machine, which need not be started; NULL if there is none of this number. */
+static crk_device *card_of(const char *name, int32_t device) {
+  int card = device - CR_CUDA, n = 0;
   if (card < 0 || card >= CRK_MAX_CARDS) {
     cr__fail(CR_EDEVICE, "%s: there is no card %d", name, card);
     return NULL;
   }
   crk_device *d = &cards[card];
-  if (!d->started) {
-    if (crk_switches_check(name) < 0) return NULL;
-    int n = 0;
-    cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess) {
-      cudaGetLastError();
-      cr__fail(CR_EDEVICE, "%s: no card can be used: %s", name, cudaGetErrorString(e));
-      return NULL;
-    }
-    if (card >= n) {
-      cr__fail(CR_EDEVICE, "%s: there is no card cuda:%d; this machine has %d", name, card, n);
-      return NULL;
-    }
-    return start(name, d, card) < 0 ? NULL : d;
+  if (d->started) return d;
+  if (crk_switches_check(name) < 0) return NULL;
+  cudaError_t e = cudaGetDeviceCount(&n);
+  if (e != cudaSuccess) {
+    cudaGetLastError();
+    cr__fail(CR_EDEVICE, "%s: no card can be used: %s", name, cudaGetErrorString(e));
+    return NULL;
   }
+  if (card >= n) {
+    cr__fail(CR_EDEVICE, "%s: there is no card cuda:%d; this machine has %d", name, card, n);
+    return NULL;
+  }
+  d->card = card;
+  return d;
+}
+
+crk_device *crk_device_get(const char *name, int32_t device) {
+  crk_device *d = card_of(name, device);
+  if (!d) return NULL;
+  if (!d->started) return start(name, d, d->card) < 0 ? NULL : d;
   if (d->fault[0]) {
     cr__fail(CR_EDEVICE, "%s: %s", name, d->fault);
     return NULL;
   }
-  cudaSetDevice(card); /* for the calling thread; costs nothing if it is current already */
+  cudaSetDevice(d->card); /* for the calling thread; costs nothing if it is current already */
   return d;
 }
 
@@ -191,9 +197,10 @@ static int device_info(int32_t device, cr_device_info *out) {
 }
 
 static int device_option(int32_t device, const char *name, int64_t *value, int32_t set) {
-  crk_device *d = crk_device_get("device_option", device);
+  bool prepare = strcmp(name, "prepare") == 0; /* starts the card on the other thread */
+  crk_device *d = (prepare ? card_of : crk_device_get)("device_option", device);
   if (!d) return CR_EDEVICE;
-  if (strcmp(name, "prepare") == 0) {
+  if (prepare) {
     if (set && *value)
       crk_libraries_prepare(d);
     else

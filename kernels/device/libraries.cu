@@ -1,8 +1,8 @@
 /* The libraries' handles, and preparing them in parallel to other work.
  *
- * The first use of a library takes tenths of a second, in which it finds and loads the rest of
- * itself, while the thread that runs Lua and the card wait. A program that knows that it will need
- * the libraries prepares them while it loads its weights.
+ * The first use of a card or of a library takes tenths of a second, in which it finds and loads the
+ * rest of itself, while the thread that runs Lua and the card wait. A program that knows that it
+ * will need them prepares them while it reads its files.
  *
  * Invariants: a handle belongs to the thread that creates it until that thread has ended. crk_lt
  * and crk_cudnn, the only ways to a handle, wait for it. */

@@ -262,8 +262,8 @@ function M.limit(bytes, device) base.check(C.cr_memory_limit(code_of('cuda.limit
 
 local preparing = {} -- device -> a guard that waits for it when the program ends
 
---- Starts to initialize CUDA's libraries for a card on another thread, while the caller does work that does not need
---- them, such as reading weights. Their first use waits for it.
+--- Starts to initialize a card and CUDA's libraries for it on another thread, while the caller does work that does not
+--- need them, such as reading files. Their first use waits for it.
 --- @param device string? 'cuda'
 function M.prepare(device)
   local code = code_of('cuda.prepare', device)

@@ -9,9 +9,12 @@
 -- its draws end.
 
 local cr = require 'cr'
+local aheads = require 'models.latentsync.ahead'
 local windows = require 'models.latentsync.windows'
 
 local M = {}
+
+local BESIDE = 1 -- the GPU stream for work beside the networks
 
 --- The makers, which generate windows: the model that also finds faces, and a copy of it on each further GPU.
 --- @param job Job
@@ -19,12 +22,13 @@ local M = {}
 --- @param sampler fun(): Sampler creates another sampler like the job's
 --- @return Maker[]
 function M.makers(job, copy, sampler)
-  local list = { { device = job.settings.devices[1], sampler = job.sampler, model = job.model } }
+  local list = { { device = job.settings.devices[1], sampler = job.sampler, model = job.model, ahead = aheads.new() } }
   for i = 2, #job.settings.devices do
     local device = job.settings.devices[i]
     -- Copying starts now; an error is reported when the device's first window is to be generated.
     local ok, model = pcall(copy, device, i)
-    list[i] = { device = device, sampler = sampler(), model = ok and model or nil, load = function() error(model, 0) end }
+    list[i] = { device = device, sampler = sampler(), model = ok and model or nil, ahead = aheads.new(),
+      load = function() error(model, 0) end }
   end
   return list
 end
@@ -41,14 +45,27 @@ local function prepare(job, clip)
   if not rawequal(hear, clip.hear) then hear:free() end
 end
 
---- A copy of a clip on a device. The original stays, so that it can be generated again elsewhere.
+-- Copies a tensor to a device. On the networks' stream the copy would wait for the steps that are queued there, and the
+-- thread with it.
+local function bring(t, device)
+  if t.device == device then return t:clone() end
+  cr.cuda.stream(BESIDE)
+  local ok, copy = pcall(function()
+    local there = t:to(device)
+    cr.cuda.hand_over(there, 0)
+    return there
+  end)
+  cr.cuda.stream(0)
+  if not ok then error(copy, 0) end
+  return copy
+end
+
+--- A copy of a clip on a GPU. The original stays, so that it can be generated again elsewhere.
 --- @param clip Clip
 --- @param device string
 --- @return Clip
 function M.on_card(clip, device)
-  local faces = clip.faces:to(device)
-  if rawequal(faces, clip.faces) then faces = faces:clone() end
-  return setmetatable({ faces = faces, generator = cr.generator(clip.generator) }, { __index = clip })
+  return setmetatable({ faces = bring(clip.faces, device), generator = cr.generator(clip.generator) }, { __index = clip })
 end
 
 --- The clip's result has arrived: its inputs are no longer needed.

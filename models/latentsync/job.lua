@@ -132,6 +132,9 @@ function M.settings(given, where, several)
   check_files(given, dash)
   local model = type(given.checkpoint) == 'table' and given.checkpoint
   local s = settings.resolve(given, where, model, several)
+  for _, device in ipairs(s.devices) do
+    if device ~= 'cpu' then cr.cuda.prepare(device) end -- runs while files are checked and read
+  end
   if #s.devices > 1 and type(s.scheduler) == 'table' then
     errors.fail(('%sscheduler: several GPUs need the scheduler by name or file, so that each has its own'):format(dash))
   end
@@ -192,12 +195,6 @@ function M.new(given, options)
   return self
 end
 
---- Steps that a GPU gets at most before the first of them is done: it stays busy while this thread does something else.
---- CUDA blocks the thread when more is queued than fits, which depends on the size of a step: after two calls that took
---- BLOCKED of a step's time or more, this GPU gets one step less.
-local QUEUED = 3
-local BLOCKED = 0.3
-
 --- Seconds for which other tasks may keep this thread after a step was queued, besides one frame. This thread also
 --- queues the steps: one step waits on the GPU while another runs, so the queue stays filled if the other tasks need
 --- less than a step takes.
@@ -206,34 +203,6 @@ local TURN = 0.005
 -- Lets other tasks run, but only as long as steps are queued in time.
 function Job:give_way()
   if self.model.device ~= 'cpu' and clock() - self.step_queued >= TURN then cr.yield() end
-end
-
--- Whether CUDA blocked the thread while the last steps were queued.
-local function was_blocked(maker, seconds)
-  maker.blocked = maker.step_seconds and seconds > BLOCKED * maker.step_seconds and (maker.blocked or 0) + 1 or 0
-  return maker.blocked >= 2
-end
-
--- Records that a step was queued on a maker's GPU, and lets other tasks run until only a few steps are left. `began`:
--- when the thread began to queue it. If the GPU had finished everything by then, it was idle, and this time is
--- counted.
-local function given(maker, model, began)
-  local queue = maker.queue or {}
-  maker.queue, maker.most = queue, maker.most or QUEUED
-  if was_blocked(maker, clock() - began) and maker.most > 0 then maker.most, maker.blocked = maker.most - 1, 0 end
-  queue[#queue + 1] = { done = model:mark(), began = began }
-  cr.yield()
-  while #queue > maker.most do
-    local step = table.remove(queue, 1)
-    local done = step.done()
-    if not done then return end
-    if maker.last_done then
-      local idle = math.max(0, step.began - maker.last_done)
-      maker.idle = (maker.idle or 0) + idle
-      if idle == 0 then maker.step_seconds = done - maker.last_done end
-    end
-    maker.last_done = done
-  end
 end
 
 -- What a maker generates from a clip: see models/latentsync/flow.lua.
@@ -252,7 +221,7 @@ function Job:make(maker, clip)
       model:wait()
       self.first_step = clock() - self.started
     end
-    given(maker, model, began)
+    maker.ahead:give(model:mark(), began)
     began = clock()
   end)
   cr.keep(window.cond, window.hear)
@@ -324,9 +293,6 @@ end
 function Job:run()
   local s, progress = self.settings, self.progress
   self.task = cr.go(function()
-    for _, device in ipairs(s.devices) do
-      if device ~= 'cpu' then cr.cuda.prepare(device) end -- runs while weights are loaded
-    end
     self.model = progress:measure('load', 0, M.model, s)
     local function give_way() self:give_way() end
     self.makers = cards.makers(self, function(device, number)

@@ -49,7 +49,8 @@ function M.of(job, result)
   for i, maker in ipairs(s.device ~= 'cpu' and job.makers or {}) do
     local ok, card = pcall(card_report, maker.device)
     cards[i] = ok and card or {}
-    cards[i].device, cards[i].windows, cards[i].left_out, cards[i].idle_seconds = maker.device, maker.made, maker.out, maker.idle
+    cards[i].device, cards[i].windows, cards[i].left_out, cards[i].idle_seconds = maker.device, maker.made, maker.out,
+      maker.ahead.idle
   end
   told.device = table.concat(s.devices, ',')
   told.size, told.steps, told.threads = model.size, sampler.scheduler.options and sampler.scheduler.options.steps or s.steps, cr.threads()

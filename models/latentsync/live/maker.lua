@@ -1,5 +1,6 @@
 --- Generates the mouths of a window from the idle clip's frames and the audio tokens.
 
+local aheads = require 'models.latentsync.ahead'
 local clock = require 'cr.clock'
 local cr = require 'cr'
 local diagnosis = require 'models.latentsync.diagnosis'
@@ -9,7 +10,6 @@ local samplers = require 'models.latentsync.sampler'
 
 local M = {}
 
-local AHEAD = 2 -- steps queued on a GPU before waiting for one
 local STOPPED = {} -- raised to leave a window that is no longer wanted
 
 --- @class Maker
@@ -61,7 +61,7 @@ end
 --- @return Tensor? faces f32 [n - run_in S S 3], complete and not owned by a scope; nil if it was stopped
 --- @return {hear: number, denoise: number, decode: number}? seconds
 function Maker:make(numbers, source, frames, steps, stopped, run_in)
-  local model, sampler, marks = self.model, self:sampler(steps), {}
+  local model, sampler, ahead = self.model, self:sampler(steps), aheads.new()
   local took, before = {}, clock()
   local function lap(name)
     model:wait()
@@ -74,10 +74,10 @@ function Maker:make(numbers, source, frames, steps, stopped, run_in)
     local clip, cond = self.idle:window(numbers, model.device)
     local noise = idles.bring(self.idle.noise, model.device):expand(1, #numbers, model.latent, model.latent, model.channels):contiguous()
     sampler:use(self.idle.generator)
-    local latents = sampler:run(model, { cond = cond, hear = hear }, noise, function(i)
-      marks[i] = model:mark()
-      if i > AHEAD then marks[i - AHEAD]() end
-      cr.yield()
+    local began = clock()
+    local latents = sampler:run(model, { cond = cond, hear = hear }, noise, function()
+      ahead:give(model:mark(), began)
+      began = clock()
       if stopped and stopped() then error(STOPPED, 0) end
     end)
     lap 'denoise'
