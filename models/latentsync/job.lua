@@ -221,7 +221,7 @@ function Job:make(maker, clip)
       model:wait()
       self.first_step = clock() - self.started
     end
-    maker.ahead:give(model:mark(), began)
+    maker.ahead:give(model:mark(), began, i == 1)
     began = clock()
   end)
   cr.keep(window.cond, window.hear)

@@ -31,6 +31,7 @@ local BESIDE = 1 -- the GPU stream for pasting
 local WINDOWS = 2 -- generated windows that may wait
 local FALL = 5 -- frames over which a mouth fades out after its speech
 local STALL = 3 -- seconds that the video may be late before its clock is reset
+local ASK_AGAIN = 0.03 -- seconds after which a speech is asked once more whether it is silent
 local WARM = 3 -- warm-up windows, to measure their duration and to record CUDA graphs
 
 --- @class LiveEngine
@@ -144,11 +145,21 @@ end
 
 -- ---- the planner ---------------------------------------------------------------------------------
 
+-- Whether nothing has come since it was first asked a while ago. Sound that came while the thread was busy is heard only
+-- after other tasks have run.
+local function is_silent(u, now)
+  if u.asked_after ~= u.last then
+    u.asked_after, u.asked = u.last, now
+    return false
+  end
+  return now - u.asked >= ASK_AGAIN
+end
+
 -- The utterance of which a window can be generated now, and its number of frames; nil if there is none.
 local function next_window(self, now)
   local u = self.utterances[1]
   if not u then return nil end
-  if not u.ended and now - u.last >= self.settings.gap / 1000 and u:ready(self.span) == 0 then self:finish() end
+  if not u.ended and now - u.last >= self.settings.gap / 1000 and u:ready(self.span) == 0 and is_silent(u, now) then self:finish() end
   local n = u:ready(self.span)
   if n > 0 then return u, n end
   if u:done() then

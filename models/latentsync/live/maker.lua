@@ -23,7 +23,7 @@ Maker.__index = Maker
 --- @param settings table settings of the stage 'sample' (models/latentsync/settings.lua)
 --- @return Maker
 function M.new(model, idle, settings)
-  local self = setmetatable({ model = model, idle = idle, settings = settings, samplers = {} }, Maker)
+  local self = setmetatable({ model = model, idle = idle, settings = settings, samplers = {}, ahead = aheads.new() }, Maker)
   self.steps = self:sampler(settings.steps):steps()
   return self
 end
@@ -61,7 +61,7 @@ end
 --- @return Tensor? faces f32 [n - run_in S S 3], complete and not owned by a scope; nil if it was stopped
 --- @return {hear: number, denoise: number, decode: number}? seconds
 function Maker:make(numbers, source, frames, steps, stopped, run_in)
-  local model, sampler, ahead = self.model, self:sampler(steps), aheads.new()
+  local model, sampler, ahead = self.model, self:sampler(steps), self.ahead
   local took, before = {}, clock()
   local function lap(name)
     model:wait()
@@ -75,8 +75,8 @@ function Maker:make(numbers, source, frames, steps, stopped, run_in)
     local noise = idles.bring(self.idle.noise, model.device):expand(1, #numbers, model.latent, model.latent, model.channels):contiguous()
     sampler:use(self.idle.generator)
     local began = clock()
-    local latents = sampler:run(model, { cond = cond, hear = hear }, noise, function()
-      ahead:give(model:mark(), began)
+    local latents = sampler:run(model, { cond = cond, hear = hear }, noise, function(i)
+      ahead:give(model:mark(), began, i == 1)
       began = clock()
       if stopped and stopped() then error(STOPPED, 0) end
     end)
