@@ -254,7 +254,7 @@ slow('a maker that is lost on the way changes no pixel', function()
       local other, other_latents, notes = run(2, o, losing(number, 2, MEMORY, number == 2))
       same('lost', frames, latents, other, other_latents)
       t.ok(notes:find('cpu is dropped; cpu takes over its windows: ' .. MEMORY, 1, true), notes)
-      t.equal(select(2, notes:gsub('left out', '')), 1)
+      t.equal(select(2, notes:gsub('is dropped', '')), 1)
     end
   end)
 end)

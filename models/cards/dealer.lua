@@ -15,7 +15,7 @@ local ROOM = 2
 
 --- @class Maker
 --- @field device string
---- @field load fun(): any is called in the maker's task before its first piece
+--- @field load fun(): any is called before the maker's first piece
 --- @field model any the result of load
 --- @field made integer number of its pieces that were collected
 --- @field out string? the reason why it was dropped
@@ -86,18 +86,22 @@ local function leave_out(self, maker, err)
   collectgarbage()
 end
 
+--- Loads a maker's model, if it is not loaded: not before it is needed, so that other makers begin earlier.
+--- @param maker Maker
+function M.load(maker) maker.model = maker.model or maker.load() end
+
 --- A maker's task. It ends when all pieces are collected, or when the maker is dropped.
 --- @param maker Maker
 function Dealer:work(maker)
   local ticket
   local ok, err = pcall(function()
-    maker.model = maker.model or maker.load()
     while true do
       local there = self.count:get()
       if there and maker.out then self.count:put(true) end -- for another maker
       if not there or maker.out then return end
       ticket = table.remove(self.waiting, 1)
       ticket.maker = maker
+      M.load(maker)
       local made, done = self.make(maker, ticket.piece), ticket
       ticket = nil
       done.ready:put(made)

@@ -10,6 +10,7 @@
 
 local cr = require 'cr'
 local aheads = require 'models.latentsync.ahead'
+local dealers = require 'models.cards.dealer'
 local windows = require 'models.latentsync.windows'
 
 local M = {}
@@ -25,10 +26,7 @@ function M.makers(job, copy, sampler)
   local list = { { device = job.settings.devices[1], sampler = job.sampler, model = job.model, ahead = aheads.new() } }
   for i = 2, #job.settings.devices do
     local device = job.settings.devices[i]
-    -- Copying starts now; an error is reported when the device's first window is to be generated.
-    local ok, model = pcall(copy, device, i)
-    list[i] = { device = device, sampler = sampler(), model = ok and model or nil, ahead = aheads.new(),
-      load = function() error(model, 0) end }
+    list[i] = { device = device, sampler = sampler(), ahead = aheads.new(), load = function() return copy(device, i) end }
   end
   return list
 end
@@ -112,8 +110,7 @@ end
 -- The next GPU that can find faces, with its model; nil if there is none.
 local function next_finder(self)
   for _, maker in ipairs(self.job.makers) do
-    while not (maker.model or maker.out) do cr.sleep(0.01) end -- it is still loading
-    if not self.lost[maker] and maker.model then return maker end
+    if not self.lost[maker] and not maker.out and pcall(dealers.load, maker) then return maker end
   end
 end
 

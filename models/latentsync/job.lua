@@ -132,9 +132,7 @@ function M.settings(given, where, several)
   check_files(given, dash)
   local model = type(given.checkpoint) == 'table' and given.checkpoint
   local s = settings.resolve(given, where, model, several)
-  for _, device in ipairs(s.devices) do
-    if device ~= 'cpu' then cr.cuda.prepare(device) end -- runs while files are checked and read
-  end
+  if s.device ~= 'cpu' then cr.cuda.prepare(s.device) end -- runs while files are checked and read
   if #s.devices > 1 and type(s.scheduler) == 'table' then
     errors.fail(('%sscheduler: several GPUs need the scheduler by name or file, so that each has its own'):format(dash))
   end
@@ -221,7 +219,7 @@ function Job:make(maker, clip)
       model:wait()
       self.first_step = clock() - self.started
     end
-    maker.ahead:give(model:mark(), began, i == 1)
+    maker.ahead:give(model:mark(), began)
     began = clock()
   end)
   cr.keep(window.cond, window.hear)
@@ -294,6 +292,9 @@ function Job:run()
   local s, progress = self.settings, self.progress
   self.task = cr.go(function()
     self.model = progress:measure('load', 0, M.model, s)
+    for i = 2, #s.devices do
+      if s.devices[i] ~= 'cpu' then cr.cuda.prepare(s.devices[i]) end -- runs while the first window is found
+    end
     local function give_way() self:give_way() end
     self.makers = cards.makers(self, function(device, number)
       return progress:measure('load', 0, M.model, s, { device = device, number = number })
