@@ -24,33 +24,7 @@ typedef struct problem {
   int32_t act;
 } problem;
 
-enum { BLK_K = 16, PITCH = BLK_K + 4, STAGES = 2, THREADS = 256 };
-
-/* Prologue: finds the first element of each of this thread's rows, which are STEP apart: first rows
- * of x (BLK_M, BLK_K), then of the weight (BLK_N, BLK_K). For a position, y0 and x0 are the corner
- * of its window. A row past the end gets coordinates that fail every bounds check. */
-template <int BLK_M, int STEP, int LOADS>
-__device__ __forceinline__ void locate_rows(const float *(&from)[LOADS], int32_t (&y0)[LOADS],
-                                            int32_t (&x0)[LOADS], const float *x,
-                                            const float *weight, const problem &p, uint32_t first_m,
-                                            int32_t first_n, int row, int k_size) {
-#pragma unroll
-  for (int i = 0; i < LOADS; i++) {
-    const int r = row + i * STEP;
-    if (i * STEP < BLK_M) {
-      const uint32_t m = first_m + r;
-      const bool inside = m < p.positions;
-      const crk_position at = crk_position_of(inside ? m : 0, p.oh, p.ow);
-      from[i] = x + at.n * p.sx[0];
-      y0[i] = inside ? at.y * p.stride_h - p.top : INT32_MIN / 2;
-      x0[i] = at.x * p.stride_w - p.left;
-    } else {
-      const int32_t o = first_n + r - BLK_M;
-      from[i] = weight + (int64_t)min(o, p.o - 1) * k_size;
-      y0[i] = o < p.o;
-    }
-  }
-}
+enum { BLK_K = 16, PITCH = BLK_K + 4, THREADS = 256 };
 
 /* Epilogue: adds the sums of the groups, then bias, activation and residual. Every thread of the
  * block finishes some elements of one column; neighbouring threads write neighbouring elements of
@@ -77,12 +51,98 @@ __device__ __forceinline__ void finish(float (*sums)[BLK_M][WIDTH], float *out, 
   }
 }
 
+/* The rows of x and of the weight that a thread loads, 4 numbers of each per block of BLK_K of k.
+ */
+template <int LOADS> struct rows {
+  const float *from[LOADS]; /* the first number of a row */
+  int32_t y0[LOADS]; /* of a position: the corner of its window; of a weight: whether it exists */
+  int32_t x0[LOADS];
+  int32_t k, c, kx, ky; /* the next k, and its channel and tap */
+};
+
+/* The thread's rows are `row`, row + STEP, ... of the tile; the first BLK_M belong to x. A position
+ * past the end gets coordinates that fail every bounds check. */
+template <int BLK_M, int STEP, int LOADS>
+__device__ __forceinline__ rows<LOADS> rows_of(const float *x, const float *weight,
+                                               const problem &p, int row, int first_k) {
+  rows<LOADS> w;
+#pragma unroll
+  for (int i = 0; i < LOADS; i++) {
+    const int r = row + i * STEP;
+    if (i * STEP < BLK_M) {
+      const uint32_t m = blockIdx.x * BLK_M + r;
+      const bool inside = m < p.positions;
+      const crk_position at = crk_position_of(inside ? m : 0, p.oh, p.ow);
+      w.from[i] = x + at.n * p.sx[0];
+      w.y0[i] = inside ? at.y * p.stride_h - p.top : INT32_MIN / 2;
+      w.x0[i] = at.x * p.stride_w - p.left;
+    } else {
+      const int32_t o = blockIdx.y * ((LOADS * STEP) - BLK_M) + r - BLK_M;
+      w.from[i] = weight + (int64_t)min(o, p.o - 1) * (p.kh * p.kw * p.c);
+      w.y0[i] = o < p.o;
+    }
+  }
+  w.k = first_k, w.c = first_k % p.c, w.kx = first_k / p.c % p.kw, w.ky = first_k / p.c / p.kw;
+  return w;
+}
+
+/* Starts to load the thread's numbers of the next block of k into a stage, and moves on by
+ * `advance` in k. What lies outside is 0. */
+template <int BLK_M, int STEP, int LOADS>
+__device__ __forceinline__ void load(float *to, rows<LOADS> &w, const problem &p, int advance) {
+  const bool more = w.k < p.kh * p.kw * p.c;
+  const int32_t dy = w.ky * p.dilation_h, dx = w.kx * p.dilation_w;
+#pragma unroll
+  for (int i = 0; i < LOADS; i++) {
+    const float *at = w.from[i];
+    bool valid = more;
+    if (i * STEP < BLK_M) {
+      const int32_t y = w.y0[i] + dy, z = w.x0[i] + dx;
+      valid = valid && y >= 0 && y < p.h && z >= 0 && z < p.w;
+      if (valid) at += y * p.sx[1] + z * p.sx[2] + w.c;
+    } else {
+      valid = valid && w.y0[i];
+      if (valid) at += w.k;
+    }
+    crk_cp_async16(crk_shared_address(to + i * STEP * PITCH), at, valid);
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  w.k += advance;
+  for (w.c += advance; w.c >= p.c; w.c -= p.c)
+    if (++w.kx == p.kw) w.kx = 0, w.ky++;
+}
+
+/* Adds the products of one stage. The thread's rows of x are `apart` rows apart, its columns
+ * ACROSS. */
+template <int TM, int TN>
+__device__ __forceinline__ void multiply(float (*sum)[TN], const float (*a_rows)[PITCH],
+                                         const float (*b_rows)[PITCH], int apart, int across) {
+#pragma unroll
+  for (int j = 0; j < BLK_K; j += 4) {
+    float4 a[TM], b[TN];
+#pragma unroll
+    for (int r = 0; r < TM; r++) a[r] = *(const float4 *)&a_rows[r * apart][j];
+#pragma unroll
+    for (int s = 0; s < TN; s++) b[s] = *(const float4 *)&b_rows[s * across][j];
+#pragma unroll
+    for (int r = 0; r < TM; r++)
+#pragma unroll
+      for (int s = 0; s < TN; s++) {
+        sum[r][s] = fmaf(a[r].x, b[s].x, sum[r][s]);
+        sum[r][s] = fmaf(a[r].y, b[s].y, sum[r][s]);
+        sum[r][s] = fmaf(a[r].z, b[s].z, sum[r][s]);
+        sum[r][s] = fmaf(a[r].w, b[s].w, sum[r][s]);
+      }
+  }
+}
+
 /* A block computes a tile of BLK_M positions x BLK_N output channels; grid: x tiles of positions,
  * y tiles of channels. Its threads form GROUPS groups. Each group computes every GROUPS-th block of
- * BLK_K of k with STAGES pipeline stages of its own; at the end the sums of the groups are added. A
- * thread holds TM x TN sums. Its rows are BLK_M / TM apart and its columns BLK_N / TN: so eight
- * neighbouring threads read eight neighbouring rows, which PITCH puts into different banks. */
-template <int BLK_M, int BLK_N, int TM, int TN>
+ * BLK_K of k with STAGES pipeline stages and a named barrier of its own; at the end the sums of the
+ * groups are added. A thread holds TM x TN sums. Its rows are BLK_M / TM apart and its columns
+ * BLK_N / TN: so eight neighbouring threads read eight neighbouring rows, which PITCH puts into
+ * different banks. */
+template <int BLK_M, int BLK_N, int TM, int TN, int STAGES>
 __global__ void __launch_bounds__(THREADS)
     conv_small_f32_kernel(float *out, const float *x, const float *weight, const float *bias,
                           const float *residual, const float *slope, problem p) {
@@ -91,101 +151,56 @@ __global__ void __launch_bounds__(THREADS)
   static_assert(BLK_M % STEP == 0 && ROWS % STEP == 0,
                 "each load of a thread belongs to one matrix");
   /* (GROUPS, STAGES, BLK_M + BLK_N, BLK_K): rows of x, then rows of the weight */
-  __shared__ __align__(16) float memory[GROUPS][STAGES][ROWS][PITCH];
+  extern __shared__ __align__(16) char shared[];
+  float(*memory)[ROWS][PITCH] = (float(*)[ROWS][PITCH])shared;
   /* (GROUPS, BLK_M, BLK_N), in the memory of the stages */
-  float(*sums)[BLK_M][BLK_N + ACROSS] = (float(*)[BLK_M][BLK_N + ACROSS]) memory;
-  static_assert(sizeof memory >= sizeof(float) * GROUPS * BLK_M * (BLK_N + ACROSS),
-                "the sums fit into the stages");
+  float(*sums)[BLK_M][BLK_N + ACROSS] = (float(*)[BLK_M][BLK_N + ACROSS]) shared;
+  static_assert(STAGES * ROWS * PITCH >= BLK_M * (BLK_N + ACROSS), "the sums fit into the stages");
 
   const int group = threadIdx.x / GROUP, lane = threadIdx.x % GROUP;
   const int row = lane / 4, piece = lane % 4 * 4;
-  const int k_size = p.kh * p.kw * p.c;
-  const uint32_t first_m = blockIdx.x * BLK_M;
-  const int32_t first_n = blockIdx.y * BLK_N;
+  rows<LOADS> w = rows_of<BLK_M, STEP, LOADS>(x, weight, p, row, group * BLK_K + piece);
+  memory += group * STAGES;
 
-  /* ---- prologue ---- */
-  const float *from[LOADS];
-  int32_t y0[LOADS], x0[LOADS];
-  locate_rows<BLK_M, STEP>(from, y0, x0, x, weight, p, first_m, first_n, row, k_size);
-
-  /* ---- load: BLK_K of k of all rows to a stage. (kx, ky) and c are the tap and the channel of the
-   * 4 numbers that this thread loads next, at k. ---- */
-  int32_t k = group * BLK_K + piece, c = k % p.c, kx = k / p.c % p.kw, ky = k / p.c / p.kw;
-  auto load = [&](int stage) {
-    const bool more = k < k_size;
-    const int32_t dy = ky * p.dilation_h, dx = kx * p.dilation_w;
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      float *to = &memory[group][stage][row + i * STEP][piece];
-      const float *at = from[i];
-      bool valid = more;
-      if (i * STEP < BLK_M) {
-        const int32_t y = y0[i] + dy, z = x0[i] + dx;
-        valid = valid && y >= 0 && y < p.h && z >= 0 && z < p.w;
-        if (valid) at += y * p.sx[1] + z * p.sx[2] + c;
-      } else {
-        valid = valid && y0[i];
-        if (valid) at += k;
-      }
-      crk_cp_async16(crk_shared_address(to), at, valid);
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    k += GROUPS * BLK_K;
-    for (c += GROUPS * BLK_K; c >= p.c; c -= p.c)
-      if (++kx == p.kw) kx = 0, ky++;
-  };
-
-  /* ---- main loop over k: products of one stage, while the other is loaded ---- */
+  /* ---- main loop: the stage that was read last is filled again ---- */
   const int tm = lane / ACROSS, tn = lane % ACROSS;
-  const int steps = (k_size + GROUPS * BLK_K - 1) / (GROUPS * BLK_K);
+  const int steps = (p.kh * p.kw * p.c + GROUPS * BLK_K - 1) / (GROUPS * BLK_K);
   float sum[TM][TN] = {};
-  load(0);
+#pragma unroll
+  for (int stage = 0; stage < STAGES - 1; stage++)
+    load<BLK_M, STEP>(&memory[stage][row][piece], w, p, GROUPS * BLK_K);
   for (int step = 0; step < steps; step++) {
-    const int stage = step % STAGES;
-    if (step + 1 < steps) {
-      load(1 - stage);
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
-    } else {
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
-    }
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < BLK_K; j += 4) {
-      float4 a[TM], b[TN]; // (TM, 4), (TN, 4): of x, of the weight
-#pragma unroll
-      for (int r = 0; r < TM; r++)
-        a[r] = *(const float4 *)&memory[group][stage][tm + r * (BLK_M / TM)][j];
-#pragma unroll
-      for (int s = 0; s < TN; s++)
-        b[s] = *(const float4 *)&memory[group][stage][BLK_M + tn + s * ACROSS][j];
-#pragma unroll
-      for (int r = 0; r < TM; r++)
-#pragma unroll
-        for (int s = 0; s < TN; s++) {
-          sum[r][s] = fmaf(a[r].x, b[s].x, sum[r][s]);
-          sum[r][s] = fmaf(a[r].y, b[s].y, sum[r][s]);
-          sum[r][s] = fmaf(a[r].z, b[s].z, sum[r][s]);
-          sum[r][s] = fmaf(a[r].w, b[s].w, sum[r][s]);
-        }
-    }
-    __syncthreads();
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(GROUP) : "memory");
+    load<BLK_M, STEP>(&memory[(step + STAGES - 1) % STAGES][row][piece], w, p, GROUPS * BLK_K);
+    multiply<TM, TN>(sum, &memory[step % STAGES][tm], &memory[step % STAGES][BLK_M + tn],
+                     BLK_M / TM, ACROSS);
   }
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  __syncthreads();
 
-  /* ---- epilogue: the sums of all groups are added through shared memory ---- */
+  /* ---- epilogue ---- */
 #pragma unroll
   for (int i = 0; i < TM * TN; i++)
     sums[group][tm + i / TN * (BLK_M / TM)][tn + i % TN * ACROSS] = sum[i / TN][i % TN];
   __syncthreads();
-  finish<BLK_M, BLK_N, GROUPS>(sums, out, bias, residual, slope, p, first_m, first_n);
+  finish<BLK_M, BLK_N, GROUPS>(sums, out, bias, residual, slope, p, blockIdx.x * BLK_M,
+                               blockIdx.y * BLK_N);
 }
 
-template <int BLK_M, int BLK_N, int TM, int TN>
-static void launch(const crk_conv *c, const problem *p) {
+template <int BLK_M, int BLK_N, int TM, int TN, int STAGES>
+static int launch(const crk_conv *c, const problem *p) {
+  constexpr int GROUPS = THREADS / (BLK_M / TM * (BLK_N / TN));
+  constexpr int BYTES = GROUPS * STAGES * (BLK_M + BLK_N) * PITCH * (int)sizeof(float);
+  auto kernel = conv_small_f32_kernel<BLK_M, BLK_N, TM, TN, STAGES>;
   dim3 grid((unsigned)crk_ceil_div(p->positions, BLK_M), (unsigned)crk_ceil_div(p->o, BLK_N));
-  conv_small_f32_kernel<BLK_M, BLK_N, TM, TN><<<grid, THREADS, 0, c->d->stream>>>(
+  CRK_TRY("conv2d", c->d,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+  kernel<<<grid, THREADS, BYTES, c->d->stream>>>(
       (float *)crk_ptr(c->out), crk_conv_data<float>(c->x), crk_conv_data<float>(c->weight),
       crk_conv_data<float>(c->bias), crk_conv_data<float>(c->residual),
       crk_conv_data<float>(c->slope), *p);
+  return crk_launched("conv2d", c->d);
 }
 
 /* The number of 64 x 64 tiles for each multiprocessor above which the library is faster: its tiles
@@ -210,9 +225,9 @@ int crk_conv_small_f32(const crk_conv *c) {
   crk_conv_sizes(c, &p);
   p.stride_h = o->stride_h, p.stride_w = o->stride_w;
   p.dilation_h = o->dilation_h, p.dilation_w = o->dilation_w;
-  if (large >= c->d->multiprocessors && p.o > 32)
-    launch<64, 64, 8, 4>(c, &p);
-  else
-    launch<32, 32, 4, 4>(c, &p);
-  return crk_launched("conv2d", c->d);
+  /* Large tiles read less, small ones keep more multiprocessors busy. */
+  if (large >= c->d->multiprocessors && p.o > 32) return launch<64, 64, 8, 4, 3>(c, &p);
+  const int64_t small = crk_ceil_div(positions, 32) * crk_ceil_div(p.o, 32);
+  if (small >= 2 * c->d->multiprocessors) return launch<64, 32, 8, 4, 3>(c, &p);
+  return launch<32, 32, 4, 4, 4>(c, &p);
 }
