@@ -33,7 +33,22 @@ local WHAT = "a face detector of InsightFace's"
 --- @param path string
 --- @param device string? device of the network and the frames ('cpu')
 function detector.load(path, device)
-  return setmetatable({ net = file.open(path, WHAT, 3 * #STRIDES, { device = device }) }, detector)
+  local net = file.open(path, WHAT, detector.SIZE, 3 * #STRIDES, { device = device })
+  local all = cr.graph(function(picture)
+    local out = { net:run((file.planes(picture) - 127.5) / 128) }
+    for i, y in ipairs(out) do out[i] = file.expect(net, WHAT, y, detector.count(i)) end
+    local all = cr.cat(out, 1)
+    return cr.cat({ all, (all * 0):sum():reshape(1) }, 1) -- the last number is 0 if all others are finite
+  end, { limit = 2, direct = true })
+  return setmetatable({ net = net, all = all }, detector)
+end
+
+--- The number of elements of one of the nine outputs: one, four or ten numbers an anchor.
+--- @param output integer 1..9
+--- @return integer
+function detector.count(output)
+  local stride, each = STRIDES[(output - 1) % #STRIDES + 1], ({ 1, 4, 2 * POINTS })[math.ceil(output / #STRIDES)]
+  return (detector.SIZE / stride) ^ 2 * EACH * each
 end
 
 --- Scales and pads a frame to the network's input.
@@ -115,17 +130,12 @@ end
 --- @param picture Tensor u8 [512 512 3]
 --- @return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
 function detector:maps(picture)
-  local x = file.planes(picture)
-  local out = { self.net:run((x - 127.5) / 128) }
-  for i, y in ipairs(out) do
-    local stride, each = STRIDES[(i - 1) % #STRIDES + 1], ({ 1, 4, 2 * POINTS })[math.ceil(i / #STRIDES)]
-    out[i] = file.expect(self.net, WHAT, y, (detector.SIZE / stride) ^ 2 * EACH * each)
-  end
   -- One transfer, so that a GPU is waited for only once.
-  local all, first = finite.result(cr.cat(out, 1):to 'cpu', self.net.path), 1
-  for i, y in ipairs(out) do
-    out[i] = all:narrow(1, first, y:numel())
-    first = first + y:numel()
+  local all, first, out = self.all(picture):to 'cpu', 1, {}
+  finite.result(all:narrow(1, all:numel(), 1), self.net.path)
+  for i = 1, 3 * #STRIDES do
+    out[i] = all:narrow(1, first, detector.count(i))
+    first = first + detector.count(i)
   end
   return out
 end
@@ -145,6 +155,9 @@ function detector:detect(frame)
 end
 
 --- Frees the weights. May be called twice.
-function detector:free() self.net:free() end
+function detector:free()
+  self.all:free()
+  self.net:free()
+end
 
 return detector

@@ -27,16 +27,21 @@ end
 --- Opens one of the files; refuses other networks.
 --- @param path string
 --- @param what string name for messages: "a face detector of InsightFace's"
+--- @param size integer side of its square input
 --- @param outputs integer number of outputs
 --- @param options table options of cr.onnx.open
 --- @return cr.onnx.net
-function M.open(path, what, outputs, options)
+function M.open(path, what, size, outputs, options)
   local net = cr.onnx.open(path, options)
   local ok, err = pcall(function()
     if #net.inputs ~= 1 or #net.outputs ~= outputs then
       error(('%s: not %s: it has %d inputs and %d outputs, not 1 and %d'):format(path, what, #net.inputs, #net.outputs, outputs), 0)
     end
     net:expect_handled()
+    -- On a GPU its callers record it. Its constants must not lie in the memory that recordings share, so it runs before.
+    if net.device and net.device ~= 'cpu' then
+      cr.scope(function() net:run(cr.zeros({ 1, 3, size, size }, { device = net.device })) end)
+    end
   end)
   if not ok then
     net:free()

@@ -36,8 +36,13 @@ end
 --- @param device string? device of the network and the frames ('cpu')
 function landmarks.load(path, device)
   -- One thread, because its convolutions are so small that threads would mostly wait for each other.
-  local net = file.open(path, WHAT, 1, { threads = 1, device = device })
-  return setmetatable({ net = net, scales_itself = scales_itself(net.file.metadata.nodes) }, landmarks)
+  local net = file.open(path, WHAT, SIZE, 1, { threads = 1, device = device })
+  local plain = scales_itself(net.file.metadata.nodes)
+  local all = cr.graph(function(cut)
+    local x = file.planes(cut)
+    return file.expect(net, WHAT, net:run(plain and x or (x - 127.5) / 128), 2 * POINTS)
+  end, { limit = 2, direct = true })
+  return setmetatable({ net = net, all = all }, landmarks)
 end
 
 --- The matrix from the frame to the crop around a box.
@@ -70,11 +75,7 @@ function landmarks.cut(frame, matrix) return image.warp_fixed(frame, matrix, SIZ
 --- The network's output for a crop.
 --- @param cut Tensor u8 [192 192 3], RGB
 --- @return Tensor f32 [212], on the CPU: x and y of each point, with the crop spanning -1 to 1
-function landmarks:places(cut)
-  local x = file.planes(cut)
-  local y = self.net:run(self.scales_itself and x or (x - 127.5) / 128):to 'cpu'
-  return finite.result(file.expect(self.net, WHAT, y, 2 * POINTS), self.net.path)
-end
+function landmarks:places(cut) return finite.result(self.all(cut):to 'cpu', self.net.path) end
 
 --- Maps points of a crop to the frame.
 --- @param places ffi.cdata* 212 floats
@@ -101,6 +102,9 @@ function landmarks:find(frame, box)
 end
 
 --- Frees the weights. May be called twice.
-function landmarks:free() self.net:free() end
+function landmarks:free()
+  self.all:free()
+  self.net:free()
+end
 
 return landmarks

@@ -14,7 +14,7 @@ local bench_options = require 'tests.bench.options'
 local o = bench_options.read("Times InsightFace's detector.", {
   { '--pack', 'folder', required = true, help = 'folder with det_10g.onnx and 2d106det.onnx' },
   { '--size', default = '720,1280', help = 'height and width of the frame' },
-  { '--runs', 'int', default = 15, min = 1, help = 'runs, after two that are not counted' },
+  { '--runs', 'int', default = 100, min = 1, help = 'runs, after two that are not counted' },
   { '--device', 'string', default = 'cpu', metavar = 'NAME', help = 'cpu or cuda' },
 })
 
