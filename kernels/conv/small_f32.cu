@@ -5,13 +5,14 @@
  * to NHWC. Their tiles are so large that such an image has only a dozen of them for 132
  * multiprocessors. Here an implicit GEMM reads NHWC memory directly, and the threads of a block
  * split the sum over k among themselves (split-K inside the block), so that a small image keeps
- * them busy.
+ * them busy. If there are fewer tiles than multiprocessors, several blocks share a tile (split-K):
+ * the last one adds their sums up.
  *
  * Invariants: all data are f32. There is one group. C is a multiple of 4. The C numbers of a pixel
  * of x are adjacent and start at a multiple of 16 bytes. The weight [O kh kw C] is dense. out and
  * residual may have any strides, and residual may be out: an element of out is written by the
  * thread that has read the residual at the same index. Each sum is added up in an order that
- * depends only on the sizes. */
+ * depends only on the sizes and the card. */
 #include "conv/conv.h"
 #include "device/tensor_core.h"
 
@@ -26,29 +27,61 @@ typedef struct problem {
 
 enum { BLK_K = 16, PITCH = BLK_K + 4, THREADS = 256 };
 
-/* Epilogue: adds the sums of the groups, then bias, activation and residual. Every thread of the
- * block finishes some elements of one column; neighbouring threads write neighbouring elements of
- * out. The loop is not unrolled: fetching the instructions of 32 copies of all activations would
- * take longer than the sums. */
-template <int BLK_M, int BLK_N, int GROUPS, int WIDTH>
-__device__ __forceinline__ void finish(float (*sums)[BLK_M][WIDTH], float *out, const float *bias,
-                                       const float *residual, const float *slope, const problem &p,
-                                       uint32_t first_m, int32_t first_n) {
-  const int32_t n = threadIdx.x % BLK_N, o = first_n + n;
+/* The blocks that share the sum over k of a tile (grid.z of them), if there are several: `partial`
+ * (tiles, grid.z, BLK_M, BLK_N) takes their sums, and `arrived` counts, for each tile, those that
+ * are there; it is 0 before and after. */
+typedef struct sharing {
+  float *partial;
+  uint32_t *arrived;
+} sharing;
+enum { MOST_TILES = 512 };
+__device__ uint32_t arrived[CRK_STREAMS][MOST_TILES];
+
+/* The sum of the groups for an element of the tile. */
+template <int BLK_M, int GROUPS, int WIDTH>
+__device__ __forceinline__ float sum_of(const float (*sums)[BLK_M][WIDTH], int r, int n) {
+  float v = sums[0][r][n];
+#pragma unroll
+  for (int g = 1; g < GROUPS; g++) v += sums[g][r][n];
+  return v;
+}
+
+/* Adds bias, activation and residual to the sums value(r, n). Every thread of the block finishes
+ * some elements of one column; neighbouring threads write neighbouring elements of out. The loop is
+ * not unrolled: fetching the instructions of 32 copies of all activations would take longer than
+ * the sums. */
+template <int BLK_M, int BLK_N, typename F>
+__device__ __forceinline__ void finish(F value, float *out, const float *bias,
+                                       const float *residual, const float *slope,
+                                       const problem &p) {
+  const int32_t n = threadIdx.x % BLK_N, o = blockIdx.y * BLK_N + n;
   if (o >= p.o) return;
   const float shift = bias ? bias[o] : 0.0f, leak = slope ? slope[o] : 0.0f;
 #pragma unroll 1
   for (int r = threadIdx.x / BLK_N; r < BLK_M; r += THREADS / BLK_N) {
-    const uint32_t m = first_m + r;
+    const uint32_t m = blockIdx.x * BLK_M + r;
     if (m >= p.positions) break;
-    float v = sums[0][r][n];
-#pragma unroll
-    for (int g = 1; g < GROUPS; g++) v += sums[g][r][n];
     const crk_position at = crk_position_of(m, p.oh, p.ow);
-    v = crk_act(v + shift, p.act, leak);
+    float v = crk_act(value(r, n) + shift, p.act, leak);
     if (residual) v += residual[at.n * p.sr[0] + at.y * p.sr[1] + at.x * p.sr[2] + o * p.sr[3]];
     out[at.n * p.so[0] + at.y * p.so[1] + at.x * p.so[2] + o * p.so[3]] = v;
   }
+}
+
+/* Writes this block's sums to its part of the tile; true in the block that comes last. */
+template <int BLK_M, int BLK_N, typename F>
+__device__ __forceinline__ bool share(F value, float *own, uint32_t *count) {
+  for (int i = threadIdx.x; i < BLK_M * BLK_N; i += THREADS) own[i] = value(i / BLK_N, i % BLK_N);
+  __threadfence();
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(count, 1) == gridDim.z - 1;
+    if (last) *count = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
 }
 
 /* The rows of x and of the weight that a thread loads, 4 numbers of each per block of BLK_K of k.
@@ -137,15 +170,15 @@ __device__ __forceinline__ void multiply(float (*sum)[TN], const float (*a_rows)
 }
 
 /* A block computes a tile of BLK_M positions x BLK_N output channels; grid: x tiles of positions,
- * y tiles of channels. Its threads form GROUPS groups. Each group computes every GROUPS-th block of
- * BLK_K of k with STAGES pipeline stages and a named barrier of its own; at the end the sums of the
- * groups are added. A thread holds TM x TN sums. Its rows are BLK_M / TM apart and its columns
- * BLK_N / TN: so eight neighbouring threads read eight neighbouring rows, which PITCH puts into
- * different banks. */
+ * y tiles of channels, z blocks that share a tile. Its threads form GROUPS groups. Of z GROUPS
+ * blocks of BLK_K of k, each group computes one, with STAGES pipeline stages and a named barrier of
+ * its own; at the end the sums of the groups are added. A thread holds TM x TN sums. Its rows are
+ * BLK_M / TM apart and its columns BLK_N / TN: so eight neighbouring threads read eight
+ * neighbouring rows, which PITCH puts into different banks. */
 template <int BLK_M, int BLK_N, int TM, int TN, int STAGES>
 __global__ void __launch_bounds__(THREADS)
     conv_small_f32_kernel(float *out, const float *x, const float *weight, const float *bias,
-                          const float *residual, const float *slope, problem p) {
+                          const float *residual, const float *slope, problem p, sharing of) {
   constexpr int ACROSS = BLK_N / TN, GROUP = BLK_M / TM * ACROSS, GROUPS = THREADS / GROUP;
   constexpr int ROWS = BLK_M + BLK_N, STEP = GROUP / 4, LOADS = ROWS / STEP;
   static_assert(BLK_M % STEP == 0 && ROWS % STEP == 0,
@@ -159,20 +192,22 @@ __global__ void __launch_bounds__(THREADS)
 
   const int group = threadIdx.x / GROUP, lane = threadIdx.x % GROUP;
   const int row = lane / 4, piece = lane % 4 * 4;
-  rows<LOADS> w = rows_of<BLK_M, STEP, LOADS>(x, weight, p, row, group * BLK_K + piece);
+  const int advance = gridDim.z * GROUPS * BLK_K; /* of k, between two blocks of a group */
+  rows<LOADS> w =
+      rows_of<BLK_M, STEP, LOADS>(x, weight, p, row, (blockIdx.z * GROUPS + group) * BLK_K + piece);
   memory += group * STAGES;
 
   /* ---- main loop: the stage that was read last is filled again ---- */
   const int tm = lane / ACROSS, tn = lane % ACROSS;
-  const int steps = (p.kh * p.kw * p.c + GROUPS * BLK_K - 1) / (GROUPS * BLK_K);
+  const int steps = (p.kh * p.kw * p.c + advance - 1) / advance;
   float sum[TM][TN] = {};
 #pragma unroll
   for (int stage = 0; stage < STAGES - 1; stage++)
-    load<BLK_M, STEP>(&memory[stage][row][piece], w, p, GROUPS * BLK_K);
+    load<BLK_M, STEP>(&memory[stage][row][piece], w, p, advance);
   for (int step = 0; step < steps; step++) {
     asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(GROUP) : "memory");
-    load<BLK_M, STEP>(&memory[(step + STAGES - 1) % STAGES][row][piece], w, p, GROUPS * BLK_K);
+    load<BLK_M, STEP>(&memory[(step + STAGES - 1) % STAGES][row][piece], w, p, advance);
     multiply<TM, TN>(sum, &memory[step % STAGES][tm], &memory[step % STAGES][BLK_M + tn],
                      BLK_M / TM, ACROSS);
   }
@@ -184,8 +219,30 @@ __global__ void __launch_bounds__(THREADS)
   for (int i = 0; i < TM * TN; i++)
     sums[group][tm + i / TN * (BLK_M / TM)][tn + i % TN * ACROSS] = sum[i / TN][i % TN];
   __syncthreads();
-  finish<BLK_M, BLK_N, GROUPS>(sums, out, bias, residual, slope, p, blockIdx.x * BLK_M,
-                               blockIdx.y * BLK_N);
+  auto value = [&](int r, int n) { return sum_of<BLK_M, GROUPS>(sums, r, n); };
+  if (gridDim.z == 1) {
+    finish<BLK_M, BLK_N>(value, out, bias, residual, slope, p);
+    return;
+  }
+  const uint32_t tile = blockIdx.y * gridDim.x + blockIdx.x;
+  float *parts = of.partial + tile * gridDim.z * (BLK_M * BLK_N);
+  if (!share<BLK_M, BLK_N>(value, parts + blockIdx.z * (BLK_M * BLK_N), of.arrived + tile)) return;
+  auto all = [&](int r, int n) {
+    float v = 0.0f;
+    for (uint32_t z = 0; z < gridDim.z; z++)
+      v += __ldcg(parts + z * (BLK_M * BLK_N) + r * BLK_N + n);
+    return v;
+  };
+  finish<BLK_M, BLK_N>(all, out, bias, residual, slope, p);
+}
+
+/* How many blocks share a tile: as many as run at once, two on a multiprocessor, if each has at
+ * least two blocks of k for each group. */
+static int sharers(const crk_conv *c, const problem *p, int64_t tiles, int step) {
+  const int64_t room = 2 * c->d->multiprocessors / tiles,
+                most = crk_ceil_div(p->kh * p->kw * p->c, step) / 2;
+  const int64_t n = room < most ? room : most;
+  return n < 1 || tiles > MOST_TILES ? 1 : n > 8 ? 8 : (int)n;
 }
 
 template <int BLK_M, int BLK_N, int TM, int TN, int STAGES>
@@ -194,13 +251,31 @@ static int launch(const crk_conv *c, const problem *p) {
   constexpr int BYTES = GROUPS * STAGES * (BLK_M + BLK_N) * PITCH * (int)sizeof(float);
   auto kernel = conv_small_f32_kernel<BLK_M, BLK_N, TM, TN, STAGES>;
   dim3 grid((unsigned)crk_ceil_div(p->positions, BLK_M), (unsigned)crk_ceil_div(p->o, BLK_N));
+  const int64_t tiles = (int64_t)grid.x * grid.y;
+  grid.z = (unsigned)sharers(c, p, tiles, GROUPS * BLK_K);
   CRK_TRY("conv2d", c->d,
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+  sharing of = {};
+  cr_storage *partial = NULL;
+  if (grid.z > 1) {
+    partial = cr__storage_new(tiles * grid.z * BLK_M * BLK_N * 4, c->d->device);
+    if (!partial) return CR_ENOMEM;
+    void *counts = NULL;
+    cudaError_t e = cudaGetSymbolAddress(&counts, arrived);
+    if (e != cudaSuccess) {
+      cr__release(partial);
+      return crk_check("conv2d", c->d, e);
+    }
+    of.partial = (float *)partial->data;
+    of.arrived = (uint32_t *)counts + crk_stream * MOST_TILES;
+  }
   kernel<<<grid, THREADS, BYTES, c->d->stream>>>(
       (float *)crk_ptr(c->out), crk_conv_data<float>(c->x), crk_conv_data<float>(c->weight),
       crk_conv_data<float>(c->bias), crk_conv_data<float>(c->residual),
-      crk_conv_data<float>(c->slope), *p);
-  return crk_launched("conv2d", c->d);
+      crk_conv_data<float>(c->slope), *p, of);
+  int rc = crk_launched("conv2d", c->d);
+  if (partial) cr__release(partial);
+  return rc;
 }
 
 /* The number of 64 x 64 tiles for each multiprocessor above which the library is faster: its tiles
