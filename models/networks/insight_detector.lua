@@ -29,26 +29,38 @@ local MOST_SHARED = single(0.4) -- maximum IoU of two boxes that are both kept
 
 local WHAT = "a face detector of InsightFace's"
 
+-- The anchors before each grid, and the number of all.
+local function anchors_before()
+  local before, count = {}, 0
+  for k, stride in ipairs(STRIDES) do
+    before[k], count = count, count + EACH * (detector.SIZE / stride) ^ 2
+  end
+  return before, count
+end
+local BEFORE, ANCHORS = anchors_before()
+
+local ROW = 4 + 2 * POINTS -- numbers of an anchor: distances, points
+
 --- Loads the detector.
 --- @param path string
 --- @param device string? device of the network and the frames ('cpu')
 function detector.load(path, device)
   local net = file.open(path, WHAT, detector.SIZE, 3 * #STRIDES, { device = device })
+  -- Returns the scores and, last, a number that is finite if all results are; and the rows of all anchors.
   local all = cr.graph(function(picture)
     local out = { net:run((file.planes(picture) - 127.5) / 128) }
-    for i, y in ipairs(out) do out[i] = file.expect(net, WHAT, y, detector.count(i)) end
-    local all = cr.cat(out, 1)
-    return cr.cat({ all, (all * 0):sum():reshape(1) }, 1) -- the last number is 0 if all others are finite
+    local function joined(kind, width)
+      local parts = {}
+      for k, stride in ipairs(STRIDES) do
+        local anchors = EACH * (detector.SIZE / stride) ^ 2
+        parts[k] = file.expect(net, WHAT, out[(kind - 1) * #STRIDES + k], anchors * width):view(anchors, width)
+      end
+      return cr.cat(parts, 1)
+    end
+    local scores, rows = joined(1, 1):view(ANCHORS), cr.cat({ joined(2, 4), joined(3, 2 * POINTS) }, 2)
+    return cr.cat({ scores, ((scores * 0):sum() + (rows * 0):sum()):view(1) }, 1), rows
   end, { limit = 2, direct = true })
   return setmetatable({ net = net, all = all }, detector)
-end
-
---- The number of elements of one of the nine outputs: one, four or ten numbers an anchor.
---- @param output integer 1..9
---- @return integer
-function detector.count(output)
-  local stride, each = STRIDES[(output - 1) % #STRIDES + 1], ({ 1, 4, 2 * POINTS })[math.ceil(output / #STRIDES)]
-  return (detector.SIZE / stride) ^ 2 * EACH * each
 end
 
 --- Scales and pads a frame to the network's input.
@@ -71,28 +83,31 @@ end
 --- @field score number 0..1
 --- @field keypoints number[][] left eye, right eye, nose, corners of the mouth, as seen in the picture
 
---- The anchors with a score of at least 0.5, in the order of the grids.
---- @param outputs ffi.cdata*[] float pointers: three of scores, of distances and of points, for strides 8, 16, 32
+--- The anchors with a score of at least 0.5, in the order of the grids. Only their rows leave a GPU.
+--- @param scores Tensor f32 [n], on the CPU
+--- @param rows Tensor f32 [n 14]: distances to the box's sides and five points, in units of the grid's stride
 --- @param scale number the scale returned by letterbox
 --- @return crescent.insight.detection[]
-function detector.decode(outputs, scale)
-  local found = {}
+function detector.decode(scores, rows, scale)
+  local found, chosen, p = {}, {}, scores:pointer()
+  for i = 0, ANCHORS - 1 do
+    if p[i] >= LEAST then chosen[#chosen + 1] = i + 1 end
+  end
+  if #chosen == 0 then return found end
+  local there = rows:index_select(1, cr.tensor(chosen, { dtype = 'i64', device = rows.device })):to 'cpu'
+  local numbers, k = there:pointer(), 1
   scale = single(scale)
-  for k, stride in ipairs(STRIDES) do
-    local scores, distances, points = outputs[k], outputs[3 + k], outputs[6 + k]
+  for n, one in ipairs(chosen) do
+    while BEFORE[k + 1] and one > BEFORE[k + 1] do k = k + 1 end
+    local stride, at = STRIDES[k], math.floor((one - 1 - BEFORE[k]) / EACH)
     local cells = detector.SIZE / stride
-    for i = 0, cells * cells * EACH - 1 do
-      if scores[i] >= LEAST then
-        local at = math.floor(i / EACH)
-        local x, y = at % cells * stride, math.floor(at / cells) * stride
-        local function place(centre, distance) return single(single(centre + distance * stride) / scale) end
-        local d, p = distances + 4 * i, points + 2 * POINTS * i
-        local face = { score = scores[i], keypoints = {}, order = #found,
-          box = { place(x, -d[0]), place(y, -d[1]), place(x, d[2]), place(y, d[3]) } }
-        for j = 1, POINTS do face.keypoints[j] = { place(x, p[2 * j - 2]), place(y, p[2 * j - 1]) } end
-        found[#found + 1] = face
-      end
-    end
+    local x, y = at % cells * stride, math.floor(at / cells) * stride
+    local function place(centre, distance) return single(single(centre + distance * stride) / scale) end
+    local d = numbers + ROW * (n - 1)
+    local face = { score = p[one - 1], keypoints = {}, order = n - 1,
+      box = { place(x, -d[0]), place(y, -d[1]), place(x, d[2]), place(y, d[3]) } }
+    for j = 1, POINTS do face.keypoints[j] = { place(x, d[2 * j + 2]), place(y, d[2 * j + 3]) } end
+    found[n] = face
   end
   return found
 end
@@ -126,18 +141,15 @@ function detector.suppress(found)
   return kept
 end
 
---- The network's outputs for a letterboxed image.
+--- The network's results for a letterboxed image.
 --- @param picture Tensor u8 [512 512 3]
---- @return Tensor[] nine, on the CPU: f32 [n], one, four or ten numbers an anchor
-function detector:maps(picture)
-  -- One transfer, so that a GPU is waited for only once.
-  local all, first, out = self.all(picture):to 'cpu', 1, {}
-  finite.result(all:narrow(1, all:numel(), 1), self.net.path)
-  for i = 1, 3 * #STRIDES do
-    out[i] = all:narrow(1, first, detector.count(i))
-    first = first + detector.count(i)
-  end
-  return out
+--- @return Tensor scores f32 [n], on the CPU
+--- @return Tensor rows f32 [n 14], on the network's device; the next call overwrites it there
+function detector:anchors(picture)
+  local scores, rows = self.all(picture)
+  scores = scores:to 'cpu'
+  finite.result(scores:narrow(1, ANCHORS + 1, 1), self.net.path)
+  return scores:narrow(1, 1, ANCHORS), rows
 end
 
 --- All faces of a frame, by descending score.
@@ -147,10 +159,8 @@ function detector:detect(frame)
   return cr.scope(function()
     local picture, scale = detector.letterbox(frame)
     if not picture then return {} end
-    local outputs = self:maps(picture)
-    local pointers = {}
-    for i, y in ipairs(outputs) do pointers[i] = y:pointer() end
-    return detector.suppress(detector.decode(pointers, scale))
+    local scores, rows = self:anchors(picture)
+    return detector.suppress(detector.decode(scores, rows, scale))
   end)
 end
 

@@ -44,13 +44,13 @@ cr.scope(function()
   local size = bench_options.numbers(o.size)
   local frame = (cr.rand(size[1], size[2], 3, { generator = cr.generator(1) }) * 255):to 'u8':to(o.device)
   local picture, scale = detector.letterbox(frame)
-  local pointers, maps = {}, finder.detector:maps(picture)
-  for i, y in ipairs(maps) do pointers[i] = y:pointer() end
+  local scores, rows = finder.detector:anchors(picture)
+  scores, rows = scores:clone(), rows:clone()
   local side = math.min(size[1], size[2]) / 2
   local box = { size[2] / 2 - side / 2, size[1] / 2 - side / 2, size[2] / 2 + side / 2, size[1] / 2 + side / 2 }
   time('letterbox', function() detector.letterbox(frame) end)
-  time('detector', function() finder.detector:maps(picture) end)
-  time('boxes', function() detector.suppress(detector.decode(pointers, scale)) end)
+  time('detector', function() finder.detector:anchors(picture) end)
+  time('boxes', function() detector.suppress(detector.decode(scores, rows, scale)) end)
   time('cut', function() landmarks.cut(frame, landmarks.matrix(box)) end)
   time('106 points', function() finder.landmarks:find(frame, box) end)
   time('all, of one face', function()
