@@ -130,6 +130,8 @@ t.test("repeated samples equal lipsync's result", function()
     t.ok(tostring(first):find '^ddim, 2 steps, guidance 1.5, seed', tostring(first))
     local projected = run:sample { steps = 1, windows = 1, guidance_method = 'apg', quiet = true }
     t.ok(tostring(projected):find 'guidance 1.5 %(apg%), seed', tostring(projected))
+    local twice = run:sample { scheduler = 'heun', steps = 2, windows = 1, quiet = true }
+    t.ok(tostring(twice):find '^heun, 2 steps %(3 calls%), .* ms per call and window$', tostring(twice))
     t.ok(tostring(run):find 'session: %d+ frames in 2 windows', tostring(run))
 
     t.raises(function() run:sample { scheduler = 'dpmp_2m' } end, "no scheduler 'dpmp_2m': did you mean")

@@ -57,7 +57,7 @@ Run.__index = Run
 --- @class Sample
 --- @field latents Tensor[] for each window [1 F h w 4]; false for a window without a face or speech
 --- @field seconds number duration of the sampling
---- @field settings table {scheduler, steps, guidance, cache, seed}
+--- @field settings table {scheduler, steps (calls of the network), asked (steps, if they are not as many), guidance, cache, seed}
 local Sample = {}
 Sample.__index = Sample
 
@@ -201,6 +201,8 @@ function Run:sample(o)
     settings = { scheduler = sampler.name, steps = sampler:steps(), guidance = s.guidance, seed = seed,
       cache = sampler.plan and sampler.plan.text, guidance_method = sampler.guidance.name },
   }, Sample)
+  local asked = sampler.scheduler.options and sampler.scheduler.options.steps
+  sample.settings.asked = asked ~= sampler:steps() and asked or nil -- a method may call the network twice a step
   local begin = clock()
   local ok, err = pcall(cr.scope, function()
     local noise = self:noise(seed)
@@ -240,9 +242,10 @@ end
 function Sample:__tostring()
   local s = self.settings
   local method = s.guidance_method ~= 'cfg' and ' (' .. s.guidance_method .. ')' or ''
-  return ('%s, %d steps, guidance %g%s%s, seed %d: %d frames in %.2f s, %.1f ms per step and window'):format(s.scheduler,
-    s.steps, s.guidance, method, s.cache and ', ' .. s.cache or '', s.seed, self.frames, self.seconds,
-    self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)))
+  local steps = s.asked and ('%d steps (%d calls)'):format(s.asked, s.steps) or ('%d steps'):format(s.steps)
+  return ('%s, %s, guidance %g%s%s, seed %d: %d frames in %.2f s, %.1f ms per %s and window'):format(s.scheduler,
+    steps, s.guidance, method, s.cache and ', ' .. s.cache or '', s.seed, self.frames, self.seconds,
+    self.seconds * 1e3 / (s.steps * math.max(1, #self.latents)), s.asked and 'call' or 'step')
 end
 
 -- ---- viewing ------------------------------------------------------------------------------------
@@ -305,7 +308,8 @@ function Sample:show(count)
   return self
 end
 
---- The distance of this sample from another one of the same session, over the mouth's pixels and over latents:
+--- The distance of this sample from another one of the same piece, over the mouth's pixels and over latents. The other may be
+--- of another session, for example with a quantized checkpoint:
 ---
 ---     print(run:sample { steps = 8 }:compare(run:sample { steps = 50 }))
 --- @param other Sample
