@@ -35,128 +35,10 @@
 #ifndef CRK_LINEAR_HOPPER_H
 #define CRK_LINEAR_HOPPER_H
 
-#include <type_traits>
-
-#include "device/hopper.h"
+#include "linear/gemm_phases_hopper.h"
 #include "linear/linear.h"
 
 namespace linear {
-
-using namespace hopper;
-
-/* M64: blocks of 64 rows that a warpgroup has in a tile; 2 makes the schedule ping-pong. */
-template <int BLK_N_, int STAGES_, int M64_ = 1, int OUT_BUFFERS_ = 2> struct tile {
-  static constexpr int BLK_M = 128, BLK_N = BLK_N_, STAGES = STAGES_, M64 = M64_, THREADS = 384;
-  static constexpr bool PINGPONG = M64 == 2; /* a warpgroup has all rows of every other tile */
-  static constexpr int OUT_BUFFERS = OUT_BUFFERS_; /* of a warpgroup, 64 rows each */
-  /* Whether a residual is loaded a tile ahead; else it is loaded when its own tile begins. */
-  static constexpr bool AHEAD = !PINGPONG && OUT_BUFFERS == 2;
-  static constexpr int X_BYTES = BLK_M * 128, STAGE_BYTES = X_BYTES + BLK_N * 128;
-  static constexpr int OUT_N = 32, OUT_TILES = BLK_N / OUT_N, OUT_TILE_BYTES = 64 * OUT_N * 2;
-  static constexpr int OUT_BYTES = OUT_TILES * OUT_TILE_BYTES; /* of an output buffer */
-  static constexpr int OUT_AT = STAGES * STAGE_BYTES;
-  static constexpr int FACTORS_AT = OUT_AT + 2 * OUT_BUFFERS * OUT_BYTES;
-  static constexpr int BARRIERS_AT = FACTORS_AT + 2 * BLK_N * 8;
-  static constexpr int BYTES = BARRIERS_AT + (2 * STAGES + 6) * 8;
-  static constexpr int GROUP_M = 16;    /* rows of tiles before the next (tile_scheduler) */
-  static constexpr int REGISTERS = 232; /* of 168: the producer keeps 40 */
-  static_assert(BLK_N % OUT_N == 0 && BLK_N <= 256, "tiles of results");
-  static_assert(STAGE_BYTES % 1024 == 0, "swizzled rows");
-  static_assert(BYTES <= 232448, "shared memory of a block");
-};
-
-template <typename T> struct sizes {
-  const float *x_scale, *w_scale; /* of codes */
-  const T *bias;                  /* or NULL */
-  int rows, width, inner;         /* M, N, K */
-  int row_tiles, column_tiles;
-  int residual; /* whether there is one */
-};
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/* The producer: loads tiles of x and w into one stage of the pipeline after another. */
-template <typename A, typename C, typename S>
-__device__ __forceinline__ void load(const CUtensorMap &x_map, const CUtensorMap &w_map, const S &s,
-                                     uint32_t base, uint32_t full, uint32_t empty, int k_tiles) {
-  constexpr int BLK_K = 128 / sizeof(A);
-  pipeline_state<C::STAGES> in;
-  for (tile_scheduler<C::GROUP_M, S> at(s); at.valid(s); at.advance(s))
-    for (int k = 0; k < k_tiles; k++, in.advance()) {
-      in.wait_empty(empty);
-      uint32_t to = base + in.stage * C::STAGE_BYTES, barrier = full + in.stage * 8;
-      mbarrier_expect(barrier, C::STAGE_BYTES);
-      tma_load(to, &x_map, k * BLK_K, at.row * C::BLK_M, barrier);                 // (BLK_M, BLK_K)
-      tma_load(to + C::X_BYTES, &w_map, k * BLK_K, at.column * C::BLK_N, barrier); // (BLK_N, BLK_K)
-    }
-}
-
-/* Scale and bias of a thread's two columns to shared memory, for all threads of the warpgroup: {two
- * scales, two biases} of each pair of columns. */
-template <bool CODES, typename C, typename T>
-__device__ __forceinline__ void share_factors(float *to, const float (&scale)[2],
-                                              const T (&bias)[2], int thread) {
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    int c = thread + i * 128;
-    if (c < C::BLK_N) {
-      float *pair = to + c / 2 * 4 + c % 2;
-      if (CODES) pair[0] = scale[i];
-      pair[2] = crk_float(bias[i]);
-    }
-  }
-}
-
-/* part = the products over N times 32 bytes of K; waits for them. */
-template <typename A, int N, int M>
-__device__ __forceinline__ void multiply_and_wait(typename accumulator_of<A>::type (&part)[M][4],
-                                                  uint64_t x, uint64_t w) {
-  wgmma_fence();
-#pragma unroll
-  for (int j = 0; j < N; j++) wgmma<A>(part, x + j * 2, w + j * 2, j > 0);
-  wgmma_commit_and_wait();
-}
-
-/* Where a lane writes a tile of results with stmatrix: its row, which of two neighbouring 16-byte
- * units, and the row's swizzle. */
-struct stmatrix_lane {
-  uint32_t row, unit, swizzle;
-};
-
-/* The epilogue of 64 rows: results to an output buffer, with the residual that stands there. */
-template <bool CODES, typename T, typename C, typename Sum>
-__device__ __forceinline__ void epilogue(uint32_t out, const stmatrix_lane &at, bool residual,
-                                         const Sum (&sum)[C::BLK_N / 8][4],
-                                         const float (&of_row)[2], const float4 *columns) {
-#pragma unroll
-  for (int i = 0; i < C::OUT_TILES; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-      uint32_t to = out + at.row + i * C::OUT_TILE_BYTES + ((j + at.unit) ^ at.swizzle) * 16,
-               r[4] = {};
-      if (residual) crk_ldmatrix(r, to);
-#pragma unroll
-      for (int n = 0; n < 2; n++) {
-        const int c = i * 4 + j + n;
-        const auto &y = sum[c];
-        float4 f = columns[c * 4];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          float2 more = crk_unpair<T>(r[2 * n + h]);
-          float low = (float)y[2 * h], high = (float)y[2 * h + 1];
-          if constexpr (CODES) {
-            low = fmaf(low, of_row[h] * f.x, f.z) + more.x;
-            high = fmaf(high, of_row[h] * f.y, f.w) + more.y;
-          } else {
-            low = low + f.z + more.x;
-            high = high + f.w + more.y;
-          }
-          r[2 * n + h] = crk_pair<T>(low, high);
-        }
-      }
-      stmatrix(to, r);
-    }
-}
-#endif
 
 /* T: type of bias, residual and results. A: type of x and w, which is T or the codes' (hopper.h).
  * FAST: one sum over all of K. */
@@ -178,12 +60,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int warpgroup = threadIdx.x / 128;
   int k_tiles = (s.inner + BLK_K - 1) / BLK_K;
-  if (threadIdx.x == 0) {
-    pipeline_init<STAGES>(full, empty, PINGPONG ? 4 : 8);
-    for (int i = 0; i < 4; i++) mbarrier_init(residual_full + i * 8, 1);
-    for (int i = 0; i < 2; i++) mbarrier_init(order + i * 8, 4);
-    fence_mbarrier_init();
-  }
+  if (threadIdx.x == 0) init_barriers<C>(full, empty, residual_full, order);
   __syncthreads();
 
   if (warpgroup == 2) {
@@ -193,32 +70,15 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     float *own_factors = (float *)(shared + C::FACTORS_AT + warpgroup * BLK_N * 8);
     const float4 *columns = (const float4 *)own_factors + lane % 4;
     uint32_t out = base + C::OUT_AT + warpgroup * C::OUT_BUFFERS * C::OUT_BYTES;
-    int row16 = warp * 16 + lane % 16;
-    const stmatrix_lane own = {(uint32_t)row16 * 64, (uint32_t)(lane / 16),
-                               (uint32_t)(row16 / 2 % 4)};
+    const stmatrix_lane own = stmatrix_lane::of(warp, lane);
     uint32_t count = 0, last = 0; /* pipeline stages consumed so far; the one to release next */
     uint32_t tiles = 0;
-    auto release = [&](uint32_t stage) {
-      if (lane == 0) mbarrier_arrive(empty + stage * 8);
-    };
-    /* By one thread: starts loading the residual of a tile's 64 rows into output buffer p. */
-    auto load_residual = [&](const tile_scheduler<C::GROUP_M, sizes<T>> &at, uint32_t p) {
-      uint32_t barrier = residual_full + (warpgroup * 2 + p) * 8;
-      mbarrier_expect(barrier, C::OUT_BYTES);
-      for (int i = 0; i < C::OUT_TILES; i++)
-        tma_load(out + p * C::OUT_BYTES + i * C::OUT_TILE_BYTES, &residual_map,
-                 at.column * BLK_N + i * 32, at.row * C::BLK_M + (PINGPONG ? p : warpgroup) * 64,
-                 barrier);
-    };
     sum_type sum[M64][BLK_N / 8][4]; // (M64, BLK_N / 8, fragment)
     tile_scheduler<C::GROUP_M, sizes<T>> at(s);
-    /* Skips the other warpgroup's tile. */
-    auto skip = [&] {
-      at.advance(s);
-      count += (uint32_t)k_tiles;
-    };
-    if (PINGPONG && warpgroup == 1) skip();
-    if (AHEAD && thread == 0 && s.residual && at.valid(s)) load_residual(at, 0);
+    /* With PINGPONG, every other tile is the other warpgroup's. */
+    if (PINGPONG && warpgroup == 1) at.advance(s), count += (uint32_t)k_tiles;
+    if (AHEAD && thread == 0 && s.residual && at.valid(s))
+      load_residual<C>(residual_map, s, at, 0, out, residual_full, warpgroup);
     for (; at.valid(s); tiles++) {
       int row = at.row * C::BLK_M + (PINGPONG ? 0 : warpgroup * 64), column = at.column * BLK_N;
       /* ---- the epilogue's factors, of two columns and of this thread's rows in the accumulator,
@@ -228,113 +88,56 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         int c = thread + i * 128;
-        if (c < BLK_N && column + c < s.width) {
-          if (CODES) scale[i] = s.w_scale[column + c];
-          if (s.bias) bias[i] = s.bias[column + c];
-        }
-#pragma unroll
-        for (int u = 0; u < M64; u++) {
-          int r = row + u * 64 + warp * 16 + lane / 4 + i * 8;
-          if (CODES && r < s.rows) of_row[u][i] = s.x_scale ? s.x_scale[r] : 1.0f;
-        }
+        if (c < BLK_N && column + c < s.width) load_column<CODES>(scale[i], bias[i], s, column + c);
+        load_rows<CODES>(of_row, i, s, row + warp * 16 + lane / 4 + i * 8);
       }
       if (!AHEAD) {
         if (thread == 0 && s.residual) {
           tma_store_wait<0>();
-          for (uint32_t u = 0; u < M64; u++) load_residual(at, u);
+          for (uint32_t u = 0; u < M64; u++)
+            load_residual<C>(residual_map, s, at, u, out, residual_full, warpgroup);
         }
         __syncwarp();
       }
-      if (PINGPONG) {
-        /* Waits until the other warpgroup has issued its wgmmas. The stage that is waited for next
-         * is then at most one phase ahead. */
-        if (tiles + warpgroup > 0)
-          mbarrier_wait(order + warpgroup * 8, (int)(tiles - 1 + warpgroup));
-      }
+      if (PINGPONG) wait_turn(order, warpgroup, tiles);
 
       /* ---- main loop ---- */
-      if (!FAST)
-#pragma unroll
-        for (int i = 0; i < BLK_N / 8; i++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) sum[0][i][e] = 0;
-      for (int k = 0; k < k_tiles; k++) {
-        uint32_t stage = count % STAGES;
-        mbarrier_wait(full + stage * 8, (int)(count / STAGES));
-        uint32_t stage_at = base + stage * C::STAGE_BYTES;
-        uint64_t x = descriptor_128b(stage_at + (PINGPONG ? 0 : warpgroup * (64 * 128))),
-                 w = descriptor_128b(stage_at + C::X_BYTES);
-        /* The second half of the last 128 bytes may be only zeros, as with 320 codes. */
-        bool half = CODES && s.inner - k * BLK_K <= BLK_K / 2;
-        if constexpr (FAST) {
-          auto multiply = [&](auto pieces) {
-            wgmma_fence();
-#pragma unroll
-            for (int u = 0; u < M64; u++)
-#pragma unroll
-              for (int j = 0; j < decltype(pieces)::value; j++)
-                wgmma<A>(sum[u], x + u * (64 * 128 >> 4) + j * 2, w + j * 2, j > 0 || k > 0);
-            wgmma_commit();
-          };
-          if (half)
-            multiply(std::integral_constant<int, 2>());
-          else
-            multiply(std::integral_constant<int, 4>());
-          if (k > 0) { /* the stage before this one has been read */
-            wgmma_wait<1>();
-            release(last);
-          }
-          last = stage;
-        } else {
-          sum_type part[BLK_N / 8][4];
-          if (half)
+      if constexpr (FAST) {
+        main_loop<A, C>(sum, count, last, order, base, full, empty, s.inner, k_tiles, warpgroup,
+                        lane);
+      } else {
+        clear(sum[0]);
+        for (int k = 0; k < k_tiles; k++, count++) {
+          uint32_t stage = count % STAGES, stage_at = base + stage * C::STAGE_BYTES;
+          mbarrier_wait(full + stage * 8, (int)(count / STAGES));
+          uint64_t x = descriptor_128b(stage_at + warpgroup * (64 * 128)), // (64, BLK_K)
+              w = descriptor_128b(stage_at + C::X_BYTES);                  // (BLK_N, BLK_K)
+          sum_type part[BLK_N / 8][4];                                     // (BLK_N / 8, fragment)
+          /* The second half of the last 128 bytes may be only zeros, as with 320 codes. */
+          if (s.inner - k * BLK_K <= BLK_K / 2)
             multiply_and_wait<A, 2>(part, x, w);
           else
             multiply_and_wait<A, 4>(part, x, w);
           fence_accumulators(part);
-          release(stage);
-#pragma unroll
-          for (int i = 0; i < BLK_N / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) sum[0][i][e] += part[i][e];
+          if (lane == 0) mbarrier_arrive(empty + stage * 8);
+          add(sum[0], part);
         }
-        count++;
-      }
-      if constexpr (FAST) {
-        if (PINGPONG && lane == 0) mbarrier_arrive(order + (1 - warpgroup) * 8);
-        wgmma_wait<0>();
-#pragma unroll
-        for (int u = 0; u < M64; u++) fence_accumulators(sum[u]);
-        release(last);
       }
 
-      /* ---- epilogue: output buffers take turns, or (PINGPONG) are the two halves of a tile ----
-       */
+      /* ---- epilogue: output buffers take turns, or (PINGPONG) are a tile's two halves ---- */
       uint32_t p = AHEAD ? tiles % 2 : 0;
-      if (PINGPONG) skip();
+      if (PINGPONG) at.advance(s), count += (uint32_t)k_tiles;
       at.advance(s);
       if (thread == 0) {
         if (AHEAD || !s.residual)
           tma_store_wait<0>(); /* all tiles before this one have left their output buffers */
-        if (AHEAD && s.residual && at.valid(s)) load_residual(at, 1 - p);
+        if (AHEAD && s.residual && at.valid(s))
+          load_residual<C>(residual_map, s, at, 1 - p, out, residual_full, warpgroup);
       }
       share_factors<CODES, C>(own_factors, scale, bias, thread);
-      if (s.residual)
-        for (uint32_t u = 0; u < M64; u++)
-          mbarrier_wait(residual_full + (warpgroup * 2 + p + u) * 8,
-                        (int)(AHEAD ? tiles / 2 : tiles));
-      named_barrier_sync(1 + warpgroup, 128);
-#pragma unroll
-      for (int u = 0; u < M64; u++)
-        epilogue<CODES, T, C>(out + (p + u) * C::OUT_BYTES, own, s.residual, sum[u], of_row[u],
-                              columns);
-      fence_async_shared();
-      named_barrier_sync(1 + warpgroup, 128);
-      if (thread == 0)
-        for (int u = 0; u < M64; u++)
-          for (int i = 0; i < C::OUT_TILES; i++)
-            tma_store(&out_map, column + i * 32, row + u * 64,
-                      out + (p + u) * C::OUT_BYTES + i * C::OUT_TILE_BYTES);
+      if (s.residual) wait_residual<C>(residual_full + (warpgroup * 2 + p) * 8, tiles);
+      store_results<CODES, T, C>(out_map, out, p, own, s.residual, sum, of_row, columns, row,
+                                 column, warpgroup, thread);
     }
     if (thread == 0) tma_store_wait<0>();
   }
