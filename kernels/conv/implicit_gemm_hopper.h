@@ -92,6 +92,17 @@ struct origin {
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/* Initializes the mbarriers, by one thread. */
+template <typename C>
+__device__ __forceinline__ void init_barriers(uint32_t x_full, uint32_t x_empty, uint32_t w_full,
+                                              uint32_t w_empty, uint32_t residual_full) {
+  pipeline_init<C::PIXEL_STAGES>(x_full, x_empty);
+  pipeline_init<C::WEIGHT_STAGES>(w_full, w_empty);
+  mbarrier_init(residual_full, 1);
+  mbarrier_init(residual_full + 8, 1);
+  fence_mbarrier_init();
+}
+
 /* The producer: for each tile and step a patch of pixels, and for each dy a tile of w. The
  * mbarriers x_full, x_empty (PIXEL_STAGES) and w_full, w_empty (WEIGHT_STAGES) follow one another.
  */
@@ -139,6 +150,58 @@ __device__ __forceinline__ float4 factors_of(const float *own_bias, int chunk, i
   }
 }
 
+/* Issues the wgmmas of line dy of the window, PIECES times 32 bytes of it: acc (M64, BLK_N / 8,
+ * fragment) += x (64 M64, BLK_K) of the warpgroup, dy lines down, by w (BLK_N, BLK_K). */
+template <typename A, typename C, int PIECES>
+__device__ __forceinline__ void
+issue(typename accumulator_of<A>::type (&acc)[C::M64][C::BLK_N / 8][4], uint64_t x, uint64_t w,
+      const sizes &s, int dy, bool accumulate) {
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < C::M64; i++)
+#pragma unroll
+    for (int j = 0; j < PIECES; j++)
+      wgmma<A>(acc[i], x + ((dy * s.line + i * s.unit) >> 4) + j * 2, w + j * 2,
+               accumulate || j > 0);
+  wgmma_commit();
+}
+
+/* Releases the stage of w that the wgmmas before the last have read, and with dy = 0 that of x. */
+__device__ __forceinline__ void release_read(uint32_t w, uint32_t x, int dy, int lane) {
+  wgmma_wait<1>();
+  if (lane == 0) {
+    mbarrier_arrive(w);
+    if (dy == 0) mbarrier_arrive(x);
+  }
+}
+
+/* Waits for the last wgmmas, and releases their stages. */
+template <typename C, typename Sum>
+__device__ __forceinline__ void finish_sums(Sum (&acc)[C::M64][C::BLK_N / 8][4], uint32_t w,
+                                            uint32_t x, int lane) {
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < C::M64; i++) fence_accumulators(acc[i]);
+  if (lane == 0) {
+    mbarrier_arrive(w);
+    mbarrier_arrive(x);
+  }
+}
+
+/* Starts loading the residual of the `part`-th OUTS tiles (64, 32) to where the results will stand,
+ * by one thread. out_tile_at(i) gives result, line and image where tile i begins, x its pixel. */
+template <typename C, typename F>
+__device__ __forceinline__ void load_residual(const CUtensorMap &residual_map, uint32_t out,
+                                              uint32_t residual_full, int part, int x,
+                                              const F &out_tile_at) {
+  tma_store_wait<0>();
+  mbarrier_expect(residual_full, C::OUTS * C::OUT_TILE_BYTES);
+  for (int i = 0; i < C::OUTS; i++) {
+    int3 at = out_tile_at(part * C::OUTS + i);
+    tma_load_4d(out + i * C::OUT_TILE_BYTES, &residual_map, at.x, x, at.y, at.z, residual_full);
+  }
+}
+
 /* The epilogue of one tile of 64 pixels x 32 results at `out`, from the 8-column blocks of `acc`
  * that begin at `block`; the residual, if there is one, stands at `out`. out_row, unit and swizzle
  * are the lane's for stmatrix. */
@@ -169,6 +232,58 @@ __device__ __forceinline__ void epilogue(uint32_t out, uint32_t out_row, uint32_
     stmatrix(at, r);
   }
 }
+
+/* Epilogue, first: scales and biases of the columns (BLK_N) to shared memory. */
+template <bool CODES, typename C, typename T, int N>
+__device__ __forceinline__ void store_factors(float *own_bias, const T (&add)[N],
+                                              const float (&times)[N], int thread) {
+  constexpr int BLK_N = C::BLK_N;
+  for (int i = 0; i < (BLK_N + 127) / 128; i++)
+    if (i * 128 + thread < BLK_N) {
+      if constexpr (CODES)
+        ((float2 *)own_bias)[i * 128 + thread] = make_float2(times[i], crk_float(add[i]));
+      else
+        own_bias[i * 128 + thread] = crk_float(add[i]);
+    }
+}
+
+/* Epilogue, second: the warpgroup's results (64 M64, BLK_N), OUTS tiles (64, 32) at a time, go
+ * through shared memory and out by TMA. */
+template <bool CODES, typename T, typename C, typename Sum, typename F>
+__device__ __forceinline__ void
+store_results(const results<C::PHASES> &out_maps, int phase, const CUtensorMap &residual_map,
+              uint32_t out, uint32_t residual_full, uint32_t &residuals, uint32_t out_row,
+              uint32_t unit, uint32_t swizzle, bool residual,
+              const Sum (&acc)[C::M64][C::BLK_N / 8][4], const float *own_bias, int x,
+              const F &out_tile_at, int warpgroup, int thread, int lane) {
+  constexpr int OUTS = C::OUTS, OUT_TILE_BYTES = C::OUT_TILE_BYTES, OUT_COLUMNS = C::OUT_COLUMNS;
+#pragma unroll
+  for (int part = 0; part < C::OUT_TILES / OUTS; part++) {
+    if (residual) {
+      if (part > 0 && thread == 0)
+        load_residual<C>(residual_map, out, residual_full, part, x, out_tile_at);
+      __syncwarp();
+      mbarrier_wait(residual_full, (int)residuals++);
+    } else if (thread == 0) {
+      tma_store_wait<0>();
+    }
+    named_barrier_sync(1 + warpgroup, 128);
+#pragma unroll
+    for (int i = 0; i < OUTS; i++)
+      epilogue<CODES, T>(out + i * OUT_TILE_BYTES, out_row, unit, swizzle, residual,
+                         acc[(part * OUTS + i) / OUT_COLUMNS], (part * OUTS + i) % OUT_COLUMNS,
+                         own_bias, lane);
+    fence_async_shared();
+    named_barrier_sync(1 + warpgroup, 128);
+    if (thread == 0) {
+      for (int i = 0; i < OUTS; i++) {
+        int3 at = out_tile_at(part * OUTS + i);
+        tma_store_4d(&out_maps.of[phase], at.x, x, at.y, at.z, out + i * OUT_TILE_BYTES);
+      }
+      tma_store_commit();
+    }
+  }
+}
 #endif
 
 /* A: type of x and w, T or int8_t. */
@@ -181,7 +296,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int M64 = C::M64, BLK_N = C::BLK_N, BLK_K = 128 / sizeof(A), WINDOW = C::WINDOW;
-  constexpr int OUT_COLUMNS = C::OUT_COLUMNS, OUTS = C::OUTS, OUT_TILE_BYTES = C::OUT_TILE_BYTES;
+  constexpr int OUT_COLUMNS = C::OUT_COLUMNS;
   constexpr bool CODES = sizeof(A) == 1;
   uint32_t base = crk_shared_address(shared), weights = base + C::WEIGHTS_AT;
   uint32_t x_full = base + C::BARRIERS_AT, x_empty = x_full + C::PIXEL_STAGES * 8;
@@ -189,13 +304,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   uint32_t residual_full = w_empty + C::WEIGHT_STAGES * 8; /* (2 warpgroups) */
   int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
   int warpgroup = threadIdx.x / 128;
-  if (threadIdx.x == 0) {
-    pipeline_init<C::PIXEL_STAGES>(x_full, x_empty);
-    pipeline_init<C::WEIGHT_STAGES>(w_full, w_empty);
-    mbarrier_init(residual_full, 1);
-    mbarrier_init(residual_full + 8, 1);
-    fence_mbarrier_init();
-  }
+  if (threadIdx.x == 0) init_barriers<C>(x_full, x_empty, w_full, w_empty, residual_full);
   __syncthreads();
 
   if (warpgroup == 2) {
@@ -203,7 +312,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::REGISTERS));
     float *own_bias = (float *)(shared + C::BIAS_AT + warpgroup * BLK_N * 8);
-    uint32_t out = base + C::OUT_AT + warpgroup * OUTS * OUT_TILE_BYTES;
+    uint32_t out = base + C::OUT_AT + warpgroup * C::OUTS * C::OUT_TILE_BYTES;
     uint32_t residuals = 0; /* loaded so far, OUTS tiles at a time */
     residual_full += warpgroup * 8;
     /* For stmatrix: the lane's row of 64 bytes, which of two neighbouring units, the swizzle. */
@@ -229,15 +338,6 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         return make_int3(p.column + i % OUT_COLUMNS * 32, p.y + unit * s.unit_tall,
                          p.n + unit * s.unit_deep);
       };
-      auto load_residual = [&](int part) {
-        tma_store_wait<0>();
-        mbarrier_expect(residual_full, OUTS * OUT_TILE_BYTES);
-        for (int i = 0; i < OUTS; i++) {
-          int3 at = out_tile_at(part * OUTS + i);
-          tma_load_4d(out + i * OUT_TILE_BYTES, &residual_map, at.x, p.x, at.y, at.z,
-                      residual_full);
-        }
-      };
 
       /* ---- main loop ---- */
       uint32_t last_x = 0, last_w = 0; /* stages to release next */
@@ -250,21 +350,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
           for (int dy = 0; dy < WINDOW; dy++) {
             mbarrier_wait(w_full + w_at.stage * 8, (int)w_at.phase);
             uint64_t w = descriptor_128b(weights + w_at.stage * C::WEIGHT_BYTES);
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < M64; i++)
-#pragma unroll
-              for (int j = 0; j < decltype(pieces)::value; j++)
-                wgmma<A>(acc[i], x + ((dy * s.line + i * s.unit) >> 4) + j * 2, w + j * 2,
-                         step > 0 || dy > 0 || j > 0);
-            wgmma_commit();
-            if (step > 0 || dy > 0) { /* release what the wgmmas before these have read */
-              wgmma_wait<1>();
-              if (lane == 0) {
-                mbarrier_arrive(w_empty + last_w * 8);
-                if (dy == 0) mbarrier_arrive(x_empty + last_x * 8);
-              }
-            }
+            issue<A, C, decltype(pieces)::value>(acc, x, w, s, dy, step > 0 || dy > 0);
+            if (step > 0 || dy > 0)
+              release_read(w_empty + last_w * 8, x_empty + last_x * 8, dy, lane);
             last_w = w_at.stage;
             w_at.advance();
           }
@@ -278,51 +366,17 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         last_x = x_at.stage;
         x_at.advance();
         if (step == 0 && s.residual) {
-          if (thread == 0) load_residual(0);
+          if (thread == 0) load_residual<C>(residual_map, out, residual_full, 0, p.x, out_tile_at);
           __syncwarp();
         }
       }
-      wgmma_wait<0>();
-#pragma unroll
-      for (int i = 0; i < M64; i++) fence_accumulators(acc[i]);
-      if (lane == 0) {
-        mbarrier_arrive(w_empty + last_w * 8);
-        mbarrier_arrive(x_empty + last_x * 8);
-      }
+      finish_sums<C>(acc, w_empty + last_w * 8, x_empty + last_x * 8, lane);
 
-      /* ---- epilogue, OUTS tiles of results at a time ---- */
-      for (int i = 0; i < (BLK_N + 127) / 128; i++)
-        if (i * 128 + thread < BLK_N) {
-          if constexpr (CODES)
-            ((float2 *)own_bias)[i * 128 + thread] = make_float2(times[i], crk_float(add[i]));
-          else
-            own_bias[i * 128 + thread] = crk_float(add[i]);
-        }
-#pragma unroll
-      for (int part = 0; part < C::OUT_TILES / OUTS; part++) {
-        if (s.residual) {
-          if (part > 0 && thread == 0) load_residual(part);
-          __syncwarp();
-          mbarrier_wait(residual_full, (int)residuals++);
-        } else if (thread == 0) {
-          tma_store_wait<0>();
-        }
-        named_barrier_sync(1 + warpgroup, 128);
-#pragma unroll
-        for (int i = 0; i < OUTS; i++)
-          epilogue<CODES, T>(out + i * OUT_TILE_BYTES, out_row, unit, swizzle, s.residual,
-                             acc[(part * OUTS + i) / OUT_COLUMNS], (part * OUTS + i) % OUT_COLUMNS,
-                             own_bias, lane);
-        fence_async_shared();
-        named_barrier_sync(1 + warpgroup, 128);
-        if (thread == 0) {
-          for (int i = 0; i < OUTS; i++) {
-            int3 at = out_tile_at(part * OUTS + i);
-            tma_store_4d(&out_maps.of[p.phase], at.x, p.x, at.y, at.z, out + i * OUT_TILE_BYTES);
-          }
-          tma_store_commit();
-        }
-      }
+      /* ---- epilogue ---- */
+      store_factors<CODES, C>(own_bias, add, times, thread);
+      store_results<CODES, T, C>(out_maps, p.phase, residual_map, out, residual_full, residuals,
+                                 out_row, unit, swizzle, s.residual, acc, own_bias, p.x,
+                                 out_tile_at, warpgroup, thread, lane);
     }
     if (thread == 0) tma_store_wait<0>();
   }
