@@ -109,6 +109,60 @@ __device__ __forceinline__ void activate(uint32_t (&r)[4][4], const float (&acc)
                                           (v[2 * h + 1] + add.y) * gelu(g[2 * h + 1] + add.w));
     }
 }
+
+/* The main loop over K: acc (2 BLK_N / 8, fragment) = x (64, BLK_K) of the warpgroup by w (2 BLK_N,
+ * BLK_K) of each stage. `count` stages have been consumed so far; `last` is the one to release
+ * next. */
+template <typename T>
+__device__ __forceinline__ void main_loop(float (&acc)[BLK_N / 4][4], uint32_t &count,
+                                          uint32_t &last, uint32_t base, uint32_t full,
+                                          uint32_t empty, int k_tiles, int warpgroup, int lane) {
+  auto release = [&](uint32_t stage) {
+    if (lane == 0) mbarrier_arrive(empty + stage * 8);
+  };
+  for (int k = 0; k < k_tiles; k++) {
+    uint32_t stage = count % STAGES;
+    mbarrier_wait(full + stage * 8, (int)(count / STAGES));
+    uint32_t x_at = base + stage * STAGE_BYTES;
+    uint64_t x = descriptor_128b(x_at + warpgroup * (64 * 128)), // (64, BLK_K)
+        w = descriptor_128b(x_at + X_BYTES);                     // (2 BLK_N, BLK_K)
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < 4; j++) wgmma<T>(acc, x + j * 2, w + j * 2, j > 0 || k > 0);
+    wgmma_commit();
+    if (k > 0) { /* the stage before this one has been read */
+      wgmma_wait<1>();
+      release(last);
+    }
+    last = stage;
+    count++;
+  }
+  wgmma_wait<0>();
+  fence_accumulators(acc);
+  release(last);
+}
+
+/* The end of the epilogue: the warpgroup's results (64, BLK_N), a tile (64, 64) at a time, go
+ * through output buffers in turn, and out by TMA. */
+template <typename T>
+__device__ __forceinline__ void
+store_results(const CUtensorMap &out_map, uint32_t out, uint32_t &buffer, uint32_t out_row,
+              uint32_t unit, uint32_t swizzle, const float (&acc)[BLK_N / 4][4],
+              const float4 *pairs, int row, int first_column, int warpgroup, int thread) {
+#pragma unroll
+  for (int block = 0; block < BLK_N / 64; block++) {
+    uint32_t to = out + buffer * OUT_TILE_BYTES, r[4][4];
+    activate<T>(r, acc, pairs, block);
+    if (thread == 0) tma_store_wait<OUT_BUFFERS - 1>();
+    named_barrier_sync(1 + warpgroup, 128);
+#pragma unroll
+    for (int j = 0; j < 4; j++) stmatrix(to + out_row + ((2 * j + unit) ^ swizzle) * 16, r[j]);
+    fence_async_shared();
+    named_barrier_sync(1 + warpgroup, 128);
+    if (thread == 0) tma_store(&out_map, first_column + block * 64, row, to);
+    buffer = (buffer + 1) % OUT_BUFFERS;
+  }
+}
 #endif
 
 template <typename T>
@@ -139,11 +193,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     uint32_t out_row = (uint32_t)(warp * 16 + lane % 16) * 128, unit = lane / 16,
              swizzle = lane % 8;
     uint32_t count = 0, last = 0; /* pipeline stages consumed so far; the one to release next */
-    auto release = [&](uint32_t stage) {
-      if (lane == 0) mbarrier_arrive(empty + stage * 8);
-    };
-    float acc[BLK_N / 4][4]; // (2 BLK_N / 8, fragment): values, then gates
-    int bias_of = -1;        /* the column whose biases stand in shared memory */
+    float acc[BLK_N / 4][4];      // (2 BLK_N / 8, fragment): values, then gates
+    int bias_of = -1;             /* the column whose biases stand in shared memory */
     for (tile_scheduler<GROUP_M, sizes> at(s); at.valid(s); at.advance(s)) {
       /* ---- biases: each thread loads those of one column while the main loop runs ---- */
       int first_column = at.column * BLK_N;
@@ -153,30 +204,9 @@ __global__ void __launch_bounds__(THREADS, 1)
         of_value = bias[first_column + thread];
         of_gate = bias[s.width + first_column + thread];
       }
+      main_loop<T>(acc, count, last, base, full, empty, k_tiles, warpgroup, lane);
 
-      /* ---- main loop ---- */
-      for (int k = 0; k < k_tiles; k++) {
-        uint32_t stage = count % STAGES;
-        mbarrier_wait(full + stage * 8, (int)(count / STAGES));
-        uint32_t x_at = base + stage * STAGE_BYTES;
-        uint64_t x = descriptor_128b(x_at + warpgroup * (64 * 128)), // (64, BLK_K)
-            w = descriptor_128b(x_at + X_BYTES);                     // (2 BLK_N, BLK_K)
-        wgmma_fence();
-#pragma unroll
-        for (int j = 0; j < 4; j++) wgmma<T>(acc, x + j * 2, w + j * 2, j > 0 || k > 0);
-        wgmma_commit();
-        if (k > 0) { /* the stage before this one has been read */
-          wgmma_wait<1>();
-          release(last);
-        }
-        last = stage;
-        count++;
-      }
-      wgmma_wait<0>();
-      fence_accumulators(acc);
-      release(last);
-
-      /* ---- epilogue ---- */
+      /* ---- epilogue: biases of the columns, then results ---- */
       if (other) {
         bias_of = first_column;
         float *to = own_bias + thread / 2 * 4 + thread % 2;
@@ -184,20 +214,8 @@ __global__ void __launch_bounds__(THREADS, 1)
         to[2] = crk_float(of_gate);
         named_barrier_sync(1 + warpgroup, 128);
       }
-#pragma unroll
-      for (int block = 0; block < BLK_N / 64; block++) {
-        uint32_t to = out + buffer * OUT_TILE_BYTES, r[4][4];
-        activate<T>(r, acc, pairs, block);
-        if (thread == 0) tma_store_wait<OUT_BUFFERS - 1>();
-        named_barrier_sync(1 + warpgroup, 128);
-#pragma unroll
-        for (int j = 0; j < 4; j++) stmatrix(to + out_row + ((2 * j + unit) ^ swizzle) * 16, r[j]);
-        fence_async_shared();
-        named_barrier_sync(1 + warpgroup, 128);
-        if (thread == 0)
-          tma_store(&out_map, first_column + block * 64, at.row * BLK_M + warpgroup * 64, to);
-        buffer = (buffer + 1) % OUT_BUFFERS;
-      }
+      store_results<T>(out_map, out, buffer, out_row, unit, swizzle, acc, pairs,
+                       at.row * BLK_M + warpgroup * 64, first_column, warpgroup, thread);
     }
     if (thread == 0) tma_store_wait<0>();
   }
