@@ -279,6 +279,9 @@ test('missing and invalid input is reported beside its field', function()
   inspect(page, 'wrong')
   set(page, 'steps', '1')
   t.ok(not page:sees '#problem-steps')
+  page:click '#set-steps'
+  page:press 'Enter'
+  t.ok(not page:eval "document.querySelector('#go').disabled || !!location.hash", 'Enter in a setting starts no job')
   -- A problem that only the server detects, in a setting that is not visible yet.
   page:click '#all summary'
   set(page, 'guidance_interval', '3')

@@ -97,6 +97,11 @@ function rowView(row) {
   field.setAttribute('aria-describedby', `${help.id} ${problem.id}`);
   field.oninput = () => row.refuse('');
   field.onchange = () => accept(row);
+  field.onkeydown = event => { // Enter ends the input; it starts no job of minutes
+    if (event.key !== 'Enter') return;
+    event.preventDefault();
+    if (field.tagName === 'INPUT' && field.type !== 'checkbox') accept(row);
+  };
   undo.onclick = () => {
     set(row, undefined);
     field.focus();
