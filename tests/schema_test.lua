@@ -99,4 +99,18 @@ t.test("lipsync's settings: a guidance table sets its parts; every row has help 
   end
 end)
 
+t.test("each of lipsync's settings is used", function()
+  local files, root, text = require 'cr.files', require 'cr'.root, {}
+  local list = io.popen(("find '%s/models' '%s/scripts' -name '*.lua' ! -path '*/latentsync/settings.lua'"):format(root, root))
+  for path in list:lines() do text[#text + 1] = files.read(path) end
+  list:close()
+  text = table.concat(text, '\n')
+  local parts_of_guidance = files.read(root .. '/lua/cr/guidance/init.lua')
+  for _, row in ipairs(settings.schema.rows) do
+    local part = row[1]:match '^guidance_(.*)$'
+    t.ok(text:find('%.' .. row[1] .. '%f[^%w_]') or part and parts_of_guidance:find(("'%s'"):format(part), 1, true),
+      ('no file of models/ or scripts/ reads the setting %s'):format(row[1]))
+  end
+end)
+
 t.done()
