@@ -58,7 +58,7 @@ t.test('commands run in the image as an unprivileged user', function()
   ok = inside 'touch /opt/crescent/x || touch /etc/x'
   t.ok(not ok, 'the user can write to the image')
   ok, said = inside 'crescent /opt/crescent/share/crescent/scripts/deploy/checkpoint.lua; test $? = 2'
-  t.ok(ok and said:find 'are needed', said)
+  t.ok(ok and said:find('usage: checkpoint.lua', 1, true), said)
 end)
 
 t.test('serve starts, and the health check succeeds', function()
@@ -70,7 +70,7 @@ t.test('serve starts, and the health check succeeds', function()
 crescent serve --checkpoint /opt/crescent/share/crescent/models/mini --device cpu --data /tmp/data --port 7860 & p=$!
 n=0; until %s; do n=$((n+1)); [ $n -lt 120 ] || exit 2; sleep 1; done
 echo healthy; kill -TERM $p; wait $p; echo ended $?]]):format(check, check))
-  t.ok(ok and said:find 'healthy\n' and said:find 'ended 143', said)
+  t.ok(ok and said:find 'healthy\n' and said:find 'ended 0', said)
 end)
 
 if not kept then os.execute(("rm -rf --one-file-system '%s'"):format(folder)) end
