@@ -6,9 +6,10 @@ local started = require 'cr.clock'()
 local cr = require 'cr'
 local cli = require 'cr.tools.cli'
 
+local settings = require 'models.latentsync.settings'
 local args = cli.parse(arg, {
   name = 'lipsync', summary = 'Lip-syncs the face in a video to a voice.',
-  options = require 'models.latentsync.settings'.schema:options(),
+  options = settings.schema:options(), groups = settings.groups,
 })
 
 cr.run(function()

@@ -9,7 +9,7 @@ local settings = require 'models.latentsync.live.settings'
 
 local args = cli.parse(arg, {
   name = 'live', summary = 'Lip-syncs a face to a live sound.',
-  options = settings.schema:options(),
+  options = settings.schema:options(), groups = settings.groups,
 })
 
 cr.run(function()

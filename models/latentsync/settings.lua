@@ -203,6 +203,12 @@ local settings = schema.new {
 
 local M = { schema = settings }
 
+--- The titles under which a command's help lists settings, and the stages of each.
+M.groups = {
+  { 'Files', 'input', 'output' }, { 'Faces, sound and random numbers', 'find' }, { 'Model and device', 'load' }, { 'Sampling', 'sample' },
+  { 'The result', 'paste', 'encode' },
+}
+
 -- ---- checks beyond types -----------------------------------------------------------
 
 --- Resolves the setting `rng` for a device.

@@ -12,6 +12,7 @@
 --         { '--in', 'string', many = true, help = '...' },          -- repeated; a list, perhaps empty
 --       },
 --       positional = { { 'in', 'file', help = '...' }, { 'more', 'file', optional = true, many = true } },
+--       groups = { { 'Files', 'input', 'output' } },  -- titles in the help for options of these stages; others follow
 --     })
 --     args.video, args.steps, args.no_label (dashes become underscores)
 --
@@ -153,12 +154,12 @@ local function one_too_many(arg, positional, takes_value)
   end
 end
 
-local FIELDS = { 'name', 'summary', 'options', 'positional', 'epilog' }
+local FIELDS = { 'name', 'summary', 'options', 'positional', 'epilog', 'groups' }
 for _, field in ipairs(FIELDS) do FIELDS[field] = true end
 
 --- Parses the arguments of a script, or prints its help and exits.
 --- @param arg string[]
---- @param spec table {name=, summary=, options={...}, positional={...}, epilog=}: see the top of cli.lua
+--- @param spec table {name=, summary=, options={...}, positional={...}, epilog=, groups={...}}: see the top of cli.lua
 --- @return table<string, any>
 function M.parse(arg, spec)
   for key in pairs(spec) do
@@ -167,23 +168,34 @@ function M.parse(arg, spec)
   local parser = load_argparse()('crescent ' .. spec.name, spec.summary, spec.epilog)
   parser:add_help(false)
   parser:usage(usage(spec)):help_max_width(100):help_description_margin(28)
-  local known, takes_value = { ['--help'] = true, ['-h'] = true }, {}
+  local known, takes_value, of_stage = { ['--help'] = true, ['-h'] = true }, {}, {}
 
   for _, option in ipairs(spec.options or {}) do
-    local name, key = option[1], key_of(option)
-    known[name] = true
+    local name, key, stage = option[1], key_of(option), option.stage or ''
+    local list = of_stage[stage] or {}
+    known[name], of_stage[stage] = true, list
     if option[2] == 'flag' then
-      parser:flag(name):target(key):description(describe(option)):action(option.store == false and 'store_false' or 'store_true')
+      list[#list + 1] = parser:flag(name):target(key):description(describe(option))
+          :action(option.store == false and 'store_false' or 'store_true')
       if option.negatable then
         known['--no-' .. name:sub(3)] = true
-        parser:flag('--no-' .. name:sub(3)):target(key):action('store_false'):description('the opposite of ' .. name)
+        list[#list + 1] = parser:flag('--no-' .. name:sub(3)):target(key):action('store_false')
+            :description('the opposite of ' .. name)
       end
     else
       takes_value[name] = true
       local added = parser:option(name):target(key):description(describe(option)):convert(converter(option))
           :argname(metavar(option))
       if option.per_person or option.many then added:count('*'):action('append') end
+      list[#list + 1] = added
     end
+  end
+  for _, group in ipairs(spec.groups or {}) do
+    local elements = {}
+    for i = 2, #group do
+      for _, element in ipairs(of_stage[group[i]] or {}) do elements[#elements + 1] = element end
+    end
+    if #elements > 0 then parser:group(group[1], unpack(elements)) end
   end
   for _, argument in ipairs(spec.positional or {}) do
     local args = argument.many and (argument.optional and '*' or '+') or (argument.optional and '?' or 1)

@@ -7,7 +7,7 @@ local jobs = require 'models.latentsync.job'
 local job = require 'models.latentsync.settings'
 local schema = require 'cr.schema'
 
-local M = {}
+local M = { groups = job.groups }
 
 -- Rows that are shared with a job.
 local TAKEN = { 'checkpoint', 'vae', 'size', 'frames_per_window', 'steps', 'guidance', 'guidance_interval', 'guidance_rescale',
