@@ -35,6 +35,7 @@ t.test('what Python writes gets advice, and the last of several statements is sh
     ['x:mean'] = 'with parentheses: x:mean%(%)', ['x ** 2'] = 'x %^ 2', ['x != 2'] = 'a ~= b', ['import torch'] = 'without import',
     ['for i in range(3):'] = 'for i = 1, 10 do', ['x[0:2, :]'] = 'x%[{ { 1, 3 }', ['def f(x):'] = 'function f', ['x += 1'] = 'add_',
     ['torch.randn(3)'] = '%? torch.randn', ['help(nn)'] = '%? NAME', ['f = lambda x: x'] = 'function%(x%)', ['1 + nil'] = '^none$',
+    ['x[1, 2]'] = 'x%[{ 1, 2 }%]', ['a @ b'] = 'matmul', ['x:sum(axis=1)'] = 'places and no names',
     ['f(1'] = '^more$', ['x = {'] = '^more$', ['if a then'] = '^more$',
   } do
     t.ok(told(text):find(wanted), ('%s: %s'):format(text, told(text)))
@@ -44,6 +45,9 @@ t.test('what Python writes gets advice, and the last of several statements is sh
   t.equal(told 'thing:zzzzzz()', 'Tab after thing: lists its methods')
   _G.thing = nil
   t.equal(run.compile 'a = 3; a + 1'(), 4)
+  t.equal(run.compile 'a = 5; math.max(a, 2)'(), 5)
+  run.compile 'b = "x;" .. a'()
+  t.equal(_G.b, 'x;5', 'a semicolon in a string')
   t.equal(select('#', run.compile 'b = 1; return 1, 2'()), 2)
   _G.a, _G.b = nil, nil
 end)

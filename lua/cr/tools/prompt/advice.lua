@@ -17,6 +17,8 @@ local FORMS = {
   { '[-+*/]=', 'write x = x + 1, or x:add_(1) in place' },
   { '%[[^%]]*:[^%]]*%]', 'a part of a tensor is written x[{ { 1, 3 }, {} }]: rows 1 to 3, all columns' },
   { '%[[^%]]+%sfor%s.-%sin%s', 'there are no comprehensions: use operations on tensors, or a loop' },
+  { '%[[^%]{}]*,[^%]]*%]', 'an element of a tensor is written x[{ 1, 2 }]' }, { '%w%s*@%s*%w', 'a matrix product is written a:matmul(b)' },
+  { '%([^{}()]*%f[%w_][%a_][%w_]*%s*=[^=]', 'arguments have places and no names: x:sum(1); options are a table' },
 }
 
 -- Python's globals, and what is here instead.

@@ -26,12 +26,14 @@ function M.compile(text, name)
   local expression = text:match '^%s*=(.*)$'
   local chunk, problem = loadstring('return ' .. (expression or text), name)
   if not chunk and not expression then
-    chunk, problem = loadstring(text, name)
-    -- Input may have several lines or statements, the last of which is an expression.
-    for _, pattern in ipairs { '^(.*\n)([^\n]*%S[^\n]*)%s*$', '^(.*;)([^;]*[^;%s][^;]*)$' } do
-      local before, last = text:match(pattern)
-      if not chunk and before then chunk = loadstring(before .. 'return ' .. last, name) end
+    -- What is before it must be whole, since a semicolon may be in a string.
+    local function with_value_of(before, last)
+      return before and loadstring(before) and loadstring(before .. 'return ' .. last, name)
     end
+    -- The last of several statements on a line, or the last line of pasted input, may be an expression.
+    chunk = not text:find '\n' and with_value_of(text:match '^(.*;)([^;]*[^;%s][^;]*)$')
+    if not chunk then chunk, problem = loadstring(text, name) end
+    chunk = chunk or with_value_of(text:match '^(.*\n)([^\n]*%S[^\n]*)%s*$') or nil
   end
   -- Compiled code does not check hooks, so an endless loop could not be stopped.
   if chunk then jit.off(chunk, true) end
