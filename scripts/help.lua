@@ -5,7 +5,7 @@ local cli = require 'cr.tools.cli'
 local lfs = require 'lfs'
 
 if arg[1] == '--help' or arg[1] == '-h' then
-  print 'Usage: crescent help [COMMAND | FUNCTION | MODULE]\n\nLists the commands, or describes one of these.'
+  print 'Usage: crescent help [COMMAND | SETTING | FUNCTION | MODULE | FILE]\n\nLists the commands, or describes one of these.'
   os.exit(0, true)
 end
 
@@ -52,7 +52,7 @@ if not topic then
     { 'crescent FILE.lua ...', "a script; `arg` as in lua, require 'cr'" },
     { "crescent -e 'CODE'", 'runs CODE; cr, nn, weights and media are there' },
     { 'crescent -', 'runs the script on standard input' },
-    { 'crescent help NAME', 'help on a command, a function (nn.conv2d) or a module (cr.nn)' },
+    { 'crescent help NAME', 'help on a command, a setting (--cache), a function (nn.conv2d), a module (cr.nn), a file' },
     { 'crescent --version', 'the versions' },
   } do
     print_row(line[1], line[2])

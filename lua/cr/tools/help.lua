@@ -254,7 +254,7 @@ local function list_line(entry, head)
 end
 
 local start = [[
-  crescent help NAME   a command, a function (conv2d, nn.linear) or a module (cr.nn, loop)
+  crescent help NAME   a command, a setting (--cache), a function (conv2d, torch.cat), a module (cr.nn)
   crescent help modules
 At the prompt: ? NAME for help, ?? WORD to search.]]
 

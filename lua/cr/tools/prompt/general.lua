@@ -25,7 +25,7 @@ Type Lua: an expression prints its value, and `_` is the last value. cr, nn, wei
 media, image, schedulers and latentsync are loaded on first use. Tab completes; an
 unfinished line continues.
 
-  ? NAME               help: ? conv2d, ? cr.nn, ? dpmpp_2m, ? :time, ? modules
+  ? NAME               help: ? conv2d, ? torch.cat, ? dpmpp_2m, ? --cache, ? modules
   ?? WORD              search help for a word
 ]]
 
