@@ -164,15 +164,17 @@ end
 
 t.test('several makers produce the pixels of a single one', function()
   cr.scope(function()
-    -- cases: PyTorch's CPU generator with a stochastic sampler; colours matched over time
+    -- cases: colours matched over time; PyTorch's CPU generator with a stochastic sampler; mouths upscaled where they are made
     for name, o in pairs {
       plain = { scheduler = 'ddim', rng = 'torch-cuda', match_colour = true }, drawn = { scheduler = 'euler_ancestral', rng = 'torch' },
+      sharp = { scheduler = 'ddim', upscale = 'mouth:' .. require 'tests.support.checkpoint'.upscaler(path 'small.safetensors') },
     } do
       cr.scope(function()
         local frames, latents, _, one = run(1, o)
         t.equal(#frames, FRAMES)
         t.equal(one.makers[1].made, WINDOWS)
-        local other, other_latents, _, job = run(name == 'plain' and 3 or 2, o)
+        local other, other_latents, notes, job = run(name == 'plain' and 3 or 2, o)
+        t.equal(notes:find('--upscale mouth: on a processor', 1, true) ~= nil, name == 'sharp', notes)
         same(name, frames, latents, other, other_latents)
         local made = 0
         for _, maker in ipairs(job.makers) do
