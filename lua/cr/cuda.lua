@@ -13,7 +13,9 @@ local tensor = require 'cr.tensor'
 
 local C = base.C
 
-local M = {}
+local M = {
+  BESIDE = 1, -- the stream for short work beside the networks, which run on stream 0
+}
 
 --- @return integer
 local function code_of(name, device)

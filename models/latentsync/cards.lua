@@ -15,8 +15,6 @@ local windows = require 'models.latentsync.windows'
 
 local M = {}
 
-local BESIDE = 1 -- the GPU stream for work beside the networks
-
 --- The makers, which generate windows: the model that also finds faces, and a copy of it on each further GPU.
 --- @param job Job
 --- @param copy fun(device: string, number: integer): LatentSync
@@ -47,7 +45,7 @@ end
 -- thread with it.
 local function bring(t, device)
   if t.device == device then return t:clone() end
-  cr.cuda.stream(BESIDE)
+  cr.cuda.stream(cr.cuda.BESIDE)
   local ok, copy = pcall(function()
     local there = t:to(device)
     cr.cuda.hand_over(there, 0)

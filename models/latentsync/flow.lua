@@ -27,8 +27,6 @@ local windows = require 'models.latentsync.windows'
 
 local M = {}
 
-local BESIDE = 1 -- the GPU stream for work beside the networks
-
 --- @class Stage a step between decoding and the file; models/latentsync/stages has those that settings select
 --- @field window (fun(self, clip: Clip, faces: Tensor?): Tensor?)? takes a window's faces, f32 [F S S 3] about in [-1, 1]
 ---   (nil if none were generated), and returns those to paste, of any size: for upscalers and face restorers
@@ -89,7 +87,7 @@ function M.run(o)
 
   local function beside()
     if o.makers[1].device == 'cpu' then return end
-    cr.cuda.stream(BESIDE)
+    cr.cuda.stream(cr.cuda.BESIDE)
     cr.cuda.be_patient()
   end
 
@@ -110,9 +108,9 @@ function M.run(o)
       window.latents = shows_latents and cr.keep(window.latents:clone()) or nil
       if model.device ~= 'cpu' then
         -- Whoever finishes a window waits for this window only, not for later work on its GPU.
-        cr.cuda.hand_over(window.faces, BESIDE)
-        cr.cuda.hand_over(window.largest, BESIDE)
-        if window.latents then cr.cuda.hand_over(window.latents, BESIDE) end
+        cr.cuda.hand_over(window.faces, cr.cuda.BESIDE)
+        cr.cuda.hand_over(window.largest, cr.cuda.BESIDE)
+        if window.latents then cr.cuda.hand_over(window.latents, cr.cuda.BESIDE) end
       end
       window.decoded = model:mark()
       return window

@@ -27,7 +27,6 @@ local vad = require 'models.networks.vad'
 local M = { rate = utterances.rate, fps = utterances.fps }
 
 local PER_FRAME = utterances.rate / utterances.fps
-local BESIDE = 1 -- the GPU stream for pasting
 local WINDOWS = 2 -- generated windows that may wait
 local FALL = 5 -- frames over which a mouth fades out after its speech
 local STALL = 3 -- seconds that the video may be late before its clock is reset
@@ -187,7 +186,7 @@ local function make(self, maker, u, first, window, due)
   local steps = self.pace:fitting(due - clock())
   local faces, took = maker:make(numbers, u, heard, steps, function() return self.epoch ~= epoch end, self.settings.run_in)
   if not faces then return end
-  if self.model.device ~= 'cpu' then cr.cuda.hand_over(faces, BESIDE) end
+  if self.model.device ~= 'cpu' then cr.cuda.hand_over(faces, cr.cuda.BESIDE) end
   self.pace:note(steps, took.denoise, took.hear + took.decode)
   m:made(steps)
   if steps < self.steps then m:count 'short' end
@@ -285,7 +284,7 @@ local function show(self, due)
 end
 
 local function play(self)
-  if self.model.device ~= 'cpu' then cr.cuda.stream(BESIDE) end
+  if self.model.device ~= 'cpu' then cr.cuda.stream(cr.cuda.BESIDE) end
   while true do
     local due = self.pace:due(self.shown)
     local early = due - clock()
