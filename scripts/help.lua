@@ -11,18 +11,6 @@ end
 
 local folder = cr.root .. '/scripts/'
 
--- A script begins with a comment, whose first sentence is its summary.
-local function summary(name)
-  local words = {}
-  for line in io.lines(folder .. name .. '.lua') do
-    local text = line:match '^%-%-+%s*(.-)%s*$'
-    if not text or text == '' then break end
-    words[#words + 1] = text
-  end
-  local text = table.concat(words, ' ')
-  return text:match '^(.-%.)%s' or text
-end
-
 local function print_row(name, text)
   local line = ('  %-24s'):format(name)
   for word in text:gmatch '%S+' do
@@ -58,7 +46,7 @@ if not topic then
     print_row(line[1], line[2])
   end
   print '\nCommands:'
-  for _, name in ipairs(names) do print_row(name, summary(name)) end
+  for _, name in ipairs(names) do print_row(name, require 'cr.tools.help_names'.summary(name)) end
   print '\nCR_THREADS=N sets the threads of CPU operations; CR_TRACEBACK=1 shows where an error arose.'
   return
 end

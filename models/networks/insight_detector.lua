@@ -29,15 +29,12 @@ local MOST_SHARED = single(0.4) -- maximum IoU of two boxes that are both kept
 
 local WHAT = "a face detector of InsightFace's"
 
--- The anchors before each grid, and the number of all.
-local function anchors_before()
-  local before, count = {}, 0
-  for k, stride in ipairs(STRIDES) do
-    before[k], count = count, count + EACH * (detector.SIZE / stride) ^ 2
-  end
-  return before, count
+-- The anchors of each grid, those before it, and all.
+local COUNTS, BEFORE, ANCHORS = {}, {}, 0
+for k, stride in ipairs(STRIDES) do
+  COUNTS[k], BEFORE[k] = EACH * (detector.SIZE / stride) ^ 2, ANCHORS
+  ANCHORS = ANCHORS + COUNTS[k]
 end
-local BEFORE, ANCHORS = anchors_before()
 
 local ROW = 4 + 2 * POINTS -- numbers of an anchor: distances, points
 
@@ -51,9 +48,8 @@ function detector.load(path, device)
     local out = { net:run((file.planes(picture) - 127.5) / 128) }
     local function joined(kind, width)
       local parts = {}
-      for k, stride in ipairs(STRIDES) do
-        local anchors = EACH * (detector.SIZE / stride) ^ 2
-        parts[k] = file.expect(net, WHAT, out[(kind - 1) * #STRIDES + k], anchors * width):view(anchors, width)
+      for k, count in ipairs(COUNTS) do
+        parts[k] = file.expect(net, WHAT, out[(kind - 1) * #STRIDES + k], count * width):view(count, width)
       end
       return cr.cat(parts, 1)
     end

@@ -65,8 +65,10 @@ end
 
 -- ---- commands and settings --------------------------------------------------------------------------
 
--- Returns the first sentence of a script's first comment, or nil if there is no such script.
-local function command(name)
+--- Returns what a command does, the first sentence of its script's first comment, or nil if there is no such command.
+--- @param name string
+--- @return string?
+function M.summary(name)
   local file = name:find '^[%w_-]+$' and io.open(('%s/scripts/%s.lua'):format(base.root, name), 'rb')
   if not file then return nil end
   local words = {}
@@ -77,7 +79,12 @@ local function command(name)
   end
   file:close()
   local text = table.concat(words, ' ')
-  return ('crescent %s: a command\n  %s\n  `crescent %s --help` lists its options.'):format(name, text:match '^(.-%.)%s' or text, name)
+  return text:match '^(.-%.)%s' or text
+end
+
+local function command(name)
+  local summary = M.summary(name)
+  return summary and ('crescent %s: a command\n  %s\n  `crescent %s --help` lists its options.'):format(name, summary, name)
 end
 
 local function setting(name, rows)

@@ -29,25 +29,11 @@ local GLOBALS = {
   float = 'write tonumber(x)', int = 'write math.floor(x)', dir = 'write x. and press Tab', exit = 'write :quit', quit = 'write :quit',
 }
 
--- Returns the methods of a value.
-local function methods_of(value)
-  local names, seen = {}, {}
-  while type(value) == 'table' and not seen[value] do
-    seen[value] = true
-    for name, of in pairs(value) do
-      if type(name) == 'string' and type(of) == 'function' and not name:find '^_' then names[#names + 1] = name end
-    end
-    local meta = getmetatable(value)
-    value = type(meta) == 'table' and rawget(meta, '__index') or nil
-  end
-  return names
-end
-
 -- Returns the method that a misspelt one was meant to be.
 local function method_meant(text, word)
   local owner = text:match('([%a_][%w_.]*):' .. word .. '%f[^%w_]')
-  local value = owner and require 'cr.tools.prompt.complete'.follow(owner)
-  local names = methods_of(value)
+  local complete = require 'cr.tools.prompt.complete'
+  local names = owner and complete.methods(complete.follow(owner)) or {}
   if #names == 0 then return nil end
   return errors.did_you_mean_close(word, names, math.max(1, #word / 3), ('Tab after %s: lists its methods'):format(owner))
 end

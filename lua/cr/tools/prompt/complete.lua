@@ -75,6 +75,18 @@ local function keys_of(value, into)
   return into
 end
 
+--- Returns the names of a value's methods, sorted.
+--- @param value any
+--- @return string[]
+function M.methods(value)
+  local names = {}
+  for name, of in pairs(keys_of(value, {})) do
+    if type(of) == 'function' and not name:find '^_' then names[#names + 1] = name end
+  end
+  table.sort(names)
+  return names
+end
+
 local tensor_fields = { shape = true, dtype = true, device = true }
 local function tensor_names(methods_only)
   local names = keys_of(tensor.methods, {})
